@@ -1,0 +1,1 @@
+"""Item cold-start recommendation in JAX."""

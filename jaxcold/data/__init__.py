@@ -1,0 +1,1 @@
+"""Data sets: reading, checking, splitting. NumPy, pandas and SciPy only; never JAX."""

@@ -1,0 +1,1 @@
+"""Raw public sources: download by hash, convert to arrays."""

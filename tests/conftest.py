@@ -1,0 +1,42 @@
+"""Strict defaults for every test: eight simulated devices, no silent rank promotion."""
+
+import os
+import pathlib
+
+# Before the first import of jax, which reads it once.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def golden():
+    """Loader of a numeric fixture: golden("semco/encoder") -> dict of arrays."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
+            return dict(file)
+
+    return load
+
+
+@pytest.fixture
+def data_root():
+    """Folder of the real data sets, or a skip with the reason."""
+    root = os.environ.get("JAXCOLD_DATA")
+    if not root or not pathlib.Path(root).is_dir():
+        pytest.skip("JAXCOLD_DATA does not name a folder with the real data sets")
+    return pathlib.Path(root)
