@@ -1,0 +1,74 @@
+"""The contracts between data, models and evaluation.
+
+All ids are internal: contiguous, from 0. External ids stop at the readers. U users, I items,
+D embedding width, K list length.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Bad input data; the message is one line that names the place and the remedy."""
+
+
+class Csr(NamedTuple):
+    """Compressed sparse rows: row r holds ``indices[indptr[r]:indptr[r + 1]]``."""
+
+    indptr: np.ndarray  # i64[rows + 1]
+    indices: np.ndarray  # i32[n]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.indptr) - 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        """i64[rows]: entries of each row."""
+        return np.diff(self.indptr)
+
+    @classmethod
+    def from_pairs(cls, row: np.ndarray, value: np.ndarray, rows: int) -> "Csr":
+        """Groups values by row; inside a row the order of the pairs is kept."""
+        order = np.argsort(row, kind="stable")
+        indptr = np.zeros(rows + 1, np.int64)
+        np.cumsum(np.bincount(row, minlength=rows), out=indptr[1:])
+        return cls(indptr, np.asarray(value)[order].astype(np.int32))
+
+    def take(self, rows: np.ndarray) -> "Csr":
+        """The named rows, in that order."""
+        counts = self.counts[rows]
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(counts, out=indptr[1:])
+        at = np.arange(indptr[-1]) + np.repeat(self.indptr[rows] - indptr[:-1], counts)
+        return Csr(indptr, self.indices[at])
+
+
+class EvalSlice(NamedTuple):
+    """One question to a model: rank ``candidates`` for ``users``; ``positives`` are right.
+
+    Which items compete is data, not a branch inside an evaluator.
+    """
+
+    users: np.ndarray  # i32[n], each with at least one positive, ascending
+    positives: Csr  # n rows: held-out items
+    exclude: Csr  # n rows: items never recommended to the user (the training items, when warm)
+    candidates: np.ndarray  # i32[C], ascending
+    items: np.ndarray  # i32[H]: items whose exposure the Gini diversity counts
+
+
+class Representations(NamedTuple):
+    """What every model ends in: a user's score for an item is the dot product."""
+
+    user: np.ndarray  # f32[U, D]
+    item: np.ndarray  # f32[I, D]
+
+
+class TopK(NamedTuple):
+    """Recommendations, best first; ties by ascending item id."""
+
+    users: np.ndarray  # i32[n]
+    items: np.ndarray  # i32[n, K]; -1 where the pool has fewer than K
+    scores: np.ndarray  # f32[n, K]; -inf there
