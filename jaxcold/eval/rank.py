@@ -1,0 +1,295 @@
+"""Representations and an evaluation slice to the best K items of every user.
+
+Users are scored in blocks, so memory does not grow with their number. Equal scores are ordered by
+ascending item id on every backend. Scores that differ only by rounding are not equal: two backends
+whose matrix products round differently may order such a pair differently.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcold.types import Csr, EvalSlice, Representations, TopK
+
+# A block of float32 scores of about 4 MB stays in a core's cache between the passes over it. With
+# many candidates a block still holds enough users for the matrix product to be efficient.
+_HOST_BLOCK = 2**20
+_DEVICE_BLOCK = 2**24
+_MIN_USERS = 32
+
+
+def top_k(
+    representations: Representations,
+    eval_slice: EvalSlice,
+    k: int,
+    *,
+    block_users: int | None = None,
+    method: Literal["auto", "host", "device"] = "auto",
+) -> TopK:
+    """Ranks the candidates of a slice for each of its users by dot product.
+
+    Args:
+      representations: user f32[U, D] and item f32[I, D] vectors.
+      eval_slice: which users, which candidate items, and the items hidden from each user.
+      k: length of the lists.
+      block_users: users scored at once; unset, chosen from the number of candidates.
+      method: "device" scores and selects in one compiled program on the default JAX device, "host"
+        in NumPy. "auto" takes the host where JAX has only the CPU: there XLA's selection takes
+        several times as long as the matrix product.
+
+    Returns:
+      n lists of k items, padded with -1 and -inf where fewer than k candidates remain.
+
+    Raises:
+      ValueError: if a vector is not finite or so large that a score would overflow, if ids are out
+        of range, or if the parts of the slice do not fit together.
+    """
+    _check(representations, eval_slice, k)
+    user = np.asarray(representations.user, np.float32)
+    item = np.asarray(representations.item, np.float32)[eval_slice.candidates]
+    _check_finite(user, eval_slice.users, "user")
+    _check_finite(item, eval_slice.candidates, "item")
+    _check_overflow(user[eval_slice.users], item)
+    if method == "auto":
+        method = "host" if jax.default_backend() == "cpu" else "device"
+    if block_users is None:
+        budget = _HOST_BLOCK if method == "host" else _DEVICE_BLOCK
+        block_users = max(budget // max(len(item), 1), _MIN_USERS)
+    hidden = _columns(eval_slice.exclude, eval_slice.candidates)
+    select = _host_blocks if method == "host" else _device_blocks
+    columns, scores = select(user, eval_slice.users, item, hidden, min(k, len(item)), block_users)
+    return _pad(eval_slice, columns, scores, k)
+
+
+def random_top_k(eval_slice: EvalSlice, k: int, seed: int) -> TopK:
+    """A ranking by chance, the floor that every method has to leave behind.
+
+    Each user gets k distinct candidates, none of them hidden, uniformly at random; popularity has
+    no influence. The lists depend on the slice and the seed alone.
+
+    Args:
+      eval_slice: which users, which candidate items, and the items hidden from each user.
+      k: length of the lists.
+      seed: of the NumPy generator.
+
+    Returns:
+      n lists of k items; the scores are the uniform numbers that ordered them.
+
+    Raises:
+      ValueError: if k < 1 or if the parts of the slice do not fit together.
+    """
+    _check(None, eval_slice, k)
+    rng = np.random.default_rng(seed)
+    hidden = _columns(eval_slice.exclude, eval_slice.candidates)
+    n, width = len(eval_slice.users), len(eval_slice.candidates)
+    columns = np.empty((n, min(k, width)), np.int32)
+    scores = np.empty((n, min(k, width)), np.float32)
+    block = max(_HOST_BLOCK // max(width, 1), _MIN_USERS)
+    for start in range(0, n, block):
+        rows = slice(start, min(start + block, n))
+        drawn = rng.random((rows.stop - rows.start, width), dtype=np.float32)
+        columns[rows], scores[rows] = rank_scores(drawn, _rows(hidden, rows), columns.shape[1])
+    return _pad(eval_slice, columns, scores, k)
+
+
+def rank_scores(scores: np.ndarray, exclude: Csr | None, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best columns of every row, best first, equal scores by ascending column.
+
+    A row's k-th largest maximum over disjoint groups of columns is no larger than its k-th largest
+    score. So one pass for the maxima and one comparison leave little more than k columns to sort,
+    and none of the best k is lost.
+
+    Args:
+      scores: f32[n, C]; -inf marks a column that the row must not get. The excluded entries are
+        overwritten with -inf.
+      exclude: n rows of columns that the row must not get.
+      k: 1 <= k <= C, or 0 where C is 0.
+
+    Returns:
+      i32[n, k] columns and f32[n, k] scores, padded with -1 and -inf.
+
+    Raises:
+      ValueError: if a score that may be recommended is NaN or +inf, or if k is out of range.
+    """
+    n, width = scores.shape
+    if not min(1, width) <= k <= width:
+        raise ValueError(f"k must lie between 1 and the {width} columns, got {k}")
+    if exclude is not None:
+        scores[np.repeat(np.arange(n), exclude.counts), exclude.indices] = -np.inf
+    columns = np.full((n, k), -1, np.int32)
+    best = np.full((n, k), -np.inf, np.float32)
+    if not columns.size:
+        return columns, best
+
+    groups = min(width, max(256, 8 * k))
+    maxima = scores[:, :groups].copy()
+    for start in range(groups, width, groups):
+        part = scores[:, start : start + groups]
+        np.maximum(maxima[:, : part.shape[1]], part, out=maxima[:, : part.shape[1]])
+    if not (maxima < np.inf).all():  # false for NaN as well
+        bad = np.flatnonzero(~(maxima < np.inf).all(1))[0]
+        raise ValueError(f"row {bad} holds a score that is NaN or +inf; scores must be finite")
+    bound = np.partition(maxima, groups - k, axis=1)[:, groups - k]
+
+    # -inf as the bound means fewer than k groups with anything to recommend: take all of it.
+    chosen = scores >= np.maximum(bound, np.finfo(np.float32).min)[:, None]
+    counts = np.count_nonzero(chosen, axis=1)
+    crowded = np.flatnonzero(counts > 4 * k)
+    if len(crowded):  # many ties: keep exactly k, so that a constant row costs no full sort
+        chosen[crowded] = _exactly_k(scores[crowded], k)
+        counts[crowded] = np.minimum(counts[crowded], k)
+    row, column = np.nonzero(chosen)
+    value = scores[row, column]
+    # Stable, and columns ascend inside a row: equal scores stay in the order of their columns.
+    order = np.lexsort((-value, row))
+    rank = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    keep = rank < k
+    order, row, rank = order[keep], row[keep], rank[keep]
+    columns[row, rank] = column[order]
+    best[row, rank] = value[order]
+    return columns, best
+
+
+def _exactly_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Marks k entries per row, ties at the k-th score by ascending column. scores: [n, C]."""
+    last = np.partition(scores, scores.shape[1] - k, axis=1)[:, -k, None]
+    above = scores > last
+    tied = scores == last
+    room = k - np.count_nonzero(above, axis=1, keepdims=True)
+    return above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= room))
+
+
+def _host_blocks(
+    user: np.ndarray, users: np.ndarray, item: np.ndarray, hidden: Csr, k: int, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and selects in NumPy; one buffer of scores serves all blocks."""
+    n = len(users)
+    buffer = np.empty((min(block, n), len(item)), np.float32)
+    columns = np.empty((n, k), np.int32)
+    best = np.empty((n, k), np.float32)
+    for start in range(0, n, block):
+        rows = slice(start, min(start + block, n))
+        scores = np.matmul(user[users[rows]], item.T, out=buffer[: rows.stop - rows.start])
+        columns[rows], best[rows] = rank_scores(scores, _rows(hidden, rows), k)
+    return columns, best
+
+
+def _device_blocks(
+    user: np.ndarray, users: np.ndarray, item: np.ndarray, hidden: Csr, k: int, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and selects on the JAX device; all blocks are padded to one shape."""
+    n = len(users)
+    block = min(block, n)
+    starts = range(0, n, block) if n else ()
+    longest = max((int(_size(hidden, s, min(s + block, n))) for s in starts), default=0)
+    placed = jax.device_put(item)
+    columns = np.empty((n, k), np.int32)
+    best = np.empty((n, k), np.float32)
+    for start in starts:
+        rows = slice(start, min(start + block, n))
+        size = rows.stop - rows.start
+        part = _rows(hidden, rows)
+        vectors = np.zeros((block, user.shape[1]), np.float32)
+        vectors[:size] = user[users[rows]]
+        # Padding points past the last row, where a scatter with mode "drop" writes nothing.
+        where = np.full((2, longest), block, np.int32)
+        where[0, : len(part.indices)] = np.repeat(np.arange(size), part.counts)
+        where[1, : len(part.indices)] = part.indices
+        found = jax.device_get(_score_and_select(vectors, placed, *where, k=k))
+        columns[rows], best[rows] = found[0][:size], found[1][:size]
+    return np.where(best == -np.inf, -1, columns).astype(np.int32), best
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _score_and_select(
+    user: jax.Array, item: jax.Array, row: jax.Array, column: jax.Array, *, k: int
+) -> tuple[jax.Array, jax.Array]:
+    """Best k columns [b, k] and their scores; ``lax.top_k`` gives ties to the lower column."""
+    # Accelerators multiply float32 in fewer bits unless told otherwise.
+    scores = jnp.matmul(user, item.T, precision=jax.lax.Precision.HIGHEST)
+    scores = jnp.where(scores == 0, 0.0, scores)  # -0 and +0 are a tie, not an order
+    scores = scores.at[row, column].set(-jnp.inf, mode="drop")
+    best, columns = jax.lax.top_k(scores, k)
+    return columns, best
+
+
+def _columns(exclude: Csr, candidates: np.ndarray) -> Csr:
+    """Item ids to positions among the ascending candidates; other items are dropped."""
+    position = np.searchsorted(candidates, exclude.indices)
+    position[position == len(candidates)] = 0
+    known = np.zeros(len(position), bool)
+    if len(candidates):
+        known = candidates[position] == exclude.indices
+    row = np.repeat(np.arange(exclude.rows), exclude.counts)
+    return Csr.from_pairs(row[known], position[known], exclude.rows)
+
+
+def _rows(csr: Csr, rows: slice) -> Csr:
+    """A run of rows, without copying the indices."""
+    first, last = csr.indptr[rows.start], csr.indptr[rows.stop]
+    return Csr(csr.indptr[rows.start : rows.stop + 1] - first, csr.indices[first:last])
+
+
+def _size(csr: Csr, start: int, stop: int) -> int:
+    return int(csr.indptr[stop] - csr.indptr[start])
+
+
+def _pad(eval_slice: EvalSlice, columns: np.ndarray, scores: np.ndarray, k: int) -> TopK:
+    """Columns to item ids, and lists of length k."""
+    shape = (len(columns), k)
+    items = np.full(shape, -1, np.int32)
+    padded = np.full(shape, -np.inf, np.float32)
+    width = columns.shape[1]
+    if width:
+        items[:, :width] = np.where(columns < 0, -1, eval_slice.candidates[columns])
+        padded[:, :width] = scores
+    return TopK(np.asarray(eval_slice.users, np.int32), items, padded)
+
+
+def _check(representations: Representations | None, eval_slice: EvalSlice, k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if eval_slice.exclude.rows != len(eval_slice.users):
+        raise ValueError(
+            f"exclude has {eval_slice.exclude.rows} rows for {len(eval_slice.users)} users; "
+            "give one per user"
+        )
+    if (np.diff(eval_slice.candidates) <= 0).any():
+        raise ValueError("candidates must be ascending item ids without repetition")
+    if representations is None:
+        return
+    user, item = representations
+    if user.ndim != 2 or item.ndim != 2 or user.shape[1] != item.shape[1]:
+        raise ValueError(
+            f"representations must be [users, D] and [items, D], got {user.shape} and {item.shape}"
+        )
+    for name, ids, rows in (
+        ("user", eval_slice.users, len(user)),
+        ("item", eval_slice.candidates, len(item)),
+    ):
+        if len(ids) and (ids.min() < 0 or ids.max() >= rows):
+            raise ValueError(
+                f"{name} ids run from {ids.min()} to {ids.max()}; there are {rows} {name} vectors"
+            )
+
+
+def _check_finite(vectors: np.ndarray, ids: np.ndarray, name: str) -> None:
+    chosen = vectors[ids] if name == "user" else vectors
+    bad = np.flatnonzero(~np.isfinite(chosen).all(1))
+    if len(bad):
+        raise ValueError(
+            f"the vector of {name} {ids[bad[0]]} is not finite ({len(bad)} such {name}s); "
+            "the model has diverged or its input holds NaN"
+        )
+
+
+def _check_overflow(user: np.ndarray, item: np.ndarray) -> None:
+    if not user.size or not item.size:
+        return
+    largest = np.linalg.norm(user.astype(np.float64), axis=1).max()
+    largest *= np.linalg.norm(item.astype(np.float64), axis=1).max()
+    if largest >= np.finfo(np.float32).max:
+        raise ValueError(f"scores may reach {largest:.1e} and overflow float32; scale the vectors")
