@@ -1,0 +1,54 @@
+"""The training-free baseline: normalisation, missing modes, users without history."""
+
+import numpy as np
+import pytest
+
+from jaxcold.models.content_knn import represent
+from jaxcold.types import Csr
+
+
+def csr(rows):
+    indptr = np.cumsum([0] + [len(row) for row in rows]).astype(np.int64)
+    return Csr(indptr, np.array([i for row in rows for i in row], np.int32))
+
+
+def test_scores_by_hand():
+    """Scales of items and of modes drop out; each mode has the weight 1/2."""
+    content = {"text": np.array([[3, 0], [0, 5], [1, 0]]), "image": np.array([[7], [2], [-0.1]])}
+    user, item = represent(content, csr([[0], [0, 1], []]))
+    half = 1 / 2
+    # Items 0 and 2 agree in text and oppose in image; items 0 and 1 agree in image alone.
+    np.testing.assert_allclose(item @ item.T, [[1, half, 0], [half, 1, -half], [0, -half, 1]])
+    np.testing.assert_allclose(user[0] @ item.T, [1, half, 0], atol=1e-7)
+    both = (1 + half) / np.sqrt(3)  # |item0 + item1|^2 = 1 + 1 + 2 / 2
+    np.testing.assert_allclose(user[1] @ item.T, [both, both, -half / np.sqrt(3)], atol=1e-7)
+    np.testing.assert_array_equal(user[2], 0)
+    assert user.dtype == item.dtype == np.float32
+
+
+@pytest.mark.parametrize("missing", [0, np.nan])
+def test_missing_mode_leaves_the_others(missing):
+    content = {"a": np.array([[1.0, 1], [missing, 1 * missing]]), "b": np.eye(2)}
+    _, item = represent(content, csr([[0]]))
+    np.testing.assert_allclose(item[1], [0, 0, 0, 1])
+    np.testing.assert_allclose(np.linalg.norm(item, axis=1), 1, rtol=1e-6)
+
+
+def test_input_is_not_changed():
+    table = np.array([[2.0, np.nan], [3, 4]], np.float32)
+    before = table.copy()
+    represent({"a": table}, csr([[1]]))
+    np.testing.assert_array_equal(table, before)
+
+
+@pytest.mark.parametrize(
+    ("content", "train", "message"),
+    [
+        ({}, [[0]], "at least one content mode"),
+        ({"a": np.eye(2), "b": np.eye(3)}, [[0]], "{'a': 2, 'b': 3}"),
+        ({"a": np.eye(2)}, [[0], [2]], "training item 2 has no content row; there are 2"),
+    ],
+)
+def test_bad_input(content, train, message):
+    with pytest.raises(ValueError, match=message):
+        represent(content, csr(train))
