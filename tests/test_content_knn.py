@@ -18,7 +18,9 @@ def test_scores_by_hand():
     user, item = represent(content, csr([[0], [0, 1], []]))
     half = 1 / 2
     # Items 0 and 2 agree in text and oppose in image; items 0 and 1 agree in image alone.
-    np.testing.assert_allclose(item @ item.T, [[1, half, 0], [half, 1, -half], [0, -half, 1]])
+    np.testing.assert_allclose(
+        item @ item.T, [[1, half, 0], [half, 1, -half], [0, -half, 1]], atol=1e-6
+    )
     np.testing.assert_allclose(user[0] @ item.T, [1, half, 0], atol=1e-7)
     both = (1 + half) / np.sqrt(3)  # |item0 + item1|^2 = 1 + 1 + 2 / 2
     np.testing.assert_allclose(user[1] @ item.T, [both, both, -half / np.sqrt(3)], atol=1e-7)
