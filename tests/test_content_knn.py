@@ -28,18 +28,19 @@ def test_scores_by_hand():
     assert user.dtype == item.dtype == np.float32
 
 
-@pytest.mark.parametrize("missing", [0, np.nan])
-def test_missing_mode_leaves_the_others(missing):
-    content = {"a": np.array([[1.0, 1], [missing, 1 * missing]]), "b": np.eye(2)}
-    _, item = represent(content, csr([[0]]))
-    np.testing.assert_allclose(item[1], [0, 0, 0, 1])
-    np.testing.assert_allclose(np.linalg.norm(item, axis=1), 1, rtol=1e-6)
+def test_missing_mode_leaves_the_others():
+    """Zeros, or anything where the mode is declared absent."""
+    content = {"a": np.array([[1.0, 1], [0, 0], [np.nan, 7]]), "b": np.eye(3)}
+    present = {"a": np.array([True, True, False]), "b": np.array([True, True, True])}
+    _, item = represent(content, csr([[0]]), present)
+    np.testing.assert_array_equal(item[1:], [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]])
+    np.testing.assert_allclose(item[0], np.array([0.5, 0.5, 0.5**0.5, 0, 0]), atol=1e-6)
 
 
 def test_input_is_not_changed():
     table = np.array([[2.0, np.nan], [3, 4]], np.float32)
     before = table.copy()
-    represent({"a": table}, csr([[1]]))
+    represent({"a": table}, csr([[1]]), {"a": np.array([False, True])})
     np.testing.assert_array_equal(table, before)
 
 

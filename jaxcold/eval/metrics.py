@@ -51,15 +51,15 @@ def evaluate(topk: TopK, eval_slice: EvalSlice, cutoffs: Sequence[int]) -> Metri
     """Compares ranked lists with the held-out items of a slice.
 
     Args:
-      topk: lists for exactly the users of the slice, in their order; -1 is no item.
-      eval_slice: the held-out items, and the items whose exposure counts.
-      cutoffs: list lengths to report, each between 1 and the length of the given lists.
+        topk: lists for exactly the users of the slice, in their order; -1 is no item.
+        eval_slice: the held-out items, and the items whose exposure counts.
+        cutoffs: list lengths to report, each between 1 and the length of the given lists.
 
     Returns:
-      Values per user and per item, and their means through ``Metrics.mean``.
+        Values per user and per item, and their means through ``Metrics.mean``.
 
     Raises:
-      ValueError: if the users differ, a user holds nothing out, or a cut-off is out of range.
+        ValueError: if the users differ, a user holds nothing out, or a cut-off is out of range.
     """
     _check(topk, eval_slice, cutoffs)
     positives = _distinct(eval_slice.positives)
@@ -89,10 +89,10 @@ def gini_diversity(counts: np.ndarray) -> float:
     """1 - Gini coefficient of exposure counts, in (0, 1]; NaN where nothing is shown at all.
 
     Args:
-      counts: [S] non-negative exposures, zeros included.
+        counts: [S] non-negative exposures, zeros included.
 
     Returns:
-      1 for equal exposure, 1 / S if one item takes it all.
+        1 for equal exposure, 1 / S if one item takes it all.
     """
     n, total = len(counts), float(np.sum(counts))
     if not n or not total:

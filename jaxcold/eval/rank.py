@@ -32,20 +32,20 @@ def top_k(
     """Ranks the candidates of a slice for each of its users by dot product.
 
     Args:
-      representations: user f32[U, D] and item f32[I, D] vectors.
-      eval_slice: which users, which candidate items, and the items hidden from each user.
-      k: length of the lists.
-      block_users: users scored at once; unset, chosen from the number of candidates.
-      method: "device" scores and selects in one compiled program on the default JAX device, "host"
-        in NumPy. "auto" takes the host where JAX has only the CPU: there XLA's selection takes
-        several times as long as the matrix product.
+        representations: user f32[U, D] and item f32[I, D] vectors.
+        eval_slice: which users, which candidate items, and the items hidden from each user.
+        k: length of the lists.
+        block_users: users scored at once; unset, chosen from the number of candidates.
+        method: "device" scores and selects in one compiled program on the default JAX device,
+            "host" in NumPy. "auto" takes the host where JAX has only the CPU: there XLA's
+            selection takes several times as long as the matrix product.
 
     Returns:
-      n lists of k items, padded with -1 and -inf where fewer than k candidates remain.
+        n lists of k items, padded with -1 and -inf where fewer than k candidates remain.
 
     Raises:
-      ValueError: if a vector is not finite or so large that a score would overflow, if ids are out
-        of range, or if the parts of the slice do not fit together.
+        ValueError: if a vector is not finite or so large that a score would overflow, if ids are
+            out of range, or if the parts of the slice do not fit together.
     """
     _check(representations, eval_slice, k)
     user = np.asarray(representations.user, np.float32)
@@ -71,15 +71,15 @@ def random_top_k(eval_slice: EvalSlice, k: int, seed: int) -> TopK:
     no influence. The lists depend on the slice and the seed alone.
 
     Args:
-      eval_slice: which users, which candidate items, and the items hidden from each user.
-      k: length of the lists.
-      seed: of the NumPy generator.
+        eval_slice: which users, which candidate items, and the items hidden from each user.
+        k: length of the lists.
+        seed: of the NumPy generator.
 
     Returns:
-      n lists of k items; the scores are the uniform numbers that ordered them.
+        n lists of k items; the scores are the uniform numbers that ordered them.
 
     Raises:
-      ValueError: if k < 1 or if the parts of the slice do not fit together.
+        ValueError: if k < 1 or if the parts of the slice do not fit together.
     """
     _check(None, eval_slice, k)
     rng = np.random.default_rng(seed)
@@ -103,16 +103,16 @@ def rank_scores(scores: np.ndarray, exclude: Csr | None, k: int) -> tuple[np.nda
     and none of the best k is lost.
 
     Args:
-      scores: f32[n, C]; -inf marks a column that the row must not get. The excluded entries are
-        overwritten with -inf.
-      exclude: n rows of columns that the row must not get.
-      k: 1 <= k <= C, or 0 where C is 0.
+        scores: f32[n, C]; -inf marks a column that the row must not get. The excluded entries are
+            overwritten with -inf.
+        exclude: n rows of columns that the row must not get.
+        k: 1 <= k <= C, or 0 where C is 0.
 
     Returns:
-      i32[n, k] columns and f32[n, k] scores, padded with -1 and -inf.
+        i32[n, k] columns and f32[n, k] scores, padded with -1 and -inf.
 
     Raises:
-      ValueError: if a score that may be recommended is NaN or +inf, or if k is out of range.
+        ValueError: if a score that may be recommended is NaN or +inf, or if k is out of range.
     """
     n, width = scores.shape
     if not min(1, width) <= k <= width:

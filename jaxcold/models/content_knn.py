@@ -13,20 +13,25 @@ import scipy.sparse
 from jaxcold.types import Csr, Representations
 
 
-def represent(content: Mapping[str, np.ndarray], train: Csr) -> Representations:
+def represent(
+    content: Mapping[str, np.ndarray],
+    train: Csr,
+    present: Mapping[str, np.ndarray] | None = None,
+) -> Representations:
     """User and item vectors of the content baseline.
 
     Args:
-      content: mode name to [I, D_m] features; a row of zeros or with NaN is a missing mode, which
-        then has no part in the item's vector.
-      train: one row of warm training items per user.
+        content: mode name to [I, D_m] features, of any float type. A row of zeros is a missing
+            mode, which then has no part in the item's vector.
+        train: one row of warm training items per user.
+        present: mode name to bool[I]; where False, the row counts as missing whatever it holds.
 
     Returns:
-      f32[U, D] and f32[I, D] vectors, D the sum of the widths of the modes. Users without training
-      items and items without content are zero vectors.
+        f32[U, D] and f32[I, D] vectors, D the sum of the widths of the modes. Users without
+        training items and items without content are zero vectors.
 
     Raises:
-      ValueError: if there is no mode, or if the modes or the training items disagree on I.
+        ValueError: if there is no mode, or if the modes or the training items disagree on I.
     """
     if not content:
         raise ValueError("content-KNN needs at least one content mode")
@@ -38,17 +43,16 @@ def represent(content: Mapping[str, np.ndarray], train: Csr) -> Representations:
         raise ValueError(
             f"training item {train.indices.max()} has no content row; there are {items} rows"
         )
-    item = _unit(np.concatenate([_unit(_present(table)) for table in content.values()], axis=1))
+    modes = []
+    for name, table in content.items():
+        mode = np.array(table, np.float32)
+        if present is not None:
+            mode[~present[name]] = 0
+        modes.append(_unit(mode))
+    item = _unit(np.concatenate(modes, axis=1))
     ones = np.ones(len(train.indices), np.float32)
     history = scipy.sparse.csr_array((ones, train.indices, train.indptr), (train.rows, items))
     return Representations(_unit(history @ item), item)  # the sum has the mean's direction
-
-
-def _present(table: np.ndarray) -> np.ndarray:
-    """f32 copy with the rows of missing items set to zero."""
-    table = np.array(table, np.float32)
-    table[np.isnan(table).any(axis=1)] = 0
-    return table
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
