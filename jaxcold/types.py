@@ -4,7 +4,8 @@ All ids are internal: contiguous, from 0. External ids stop at the readers. U us
 D embedding width, K list length.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,3 +73,18 @@ class TopK(NamedTuple):
     users: np.ndarray  # i32[n]
     items: np.ndarray  # i32[n, K]; -1 where the pool has fewer than K
     scores: np.ndarray  # f32[n, K]; -inf there
+
+
+class Model(NamedTuple):
+    """What a model file's ``build`` returns: pure functions and the arrays they share.
+
+    `fixed` is passed to the step as an argument, never closed over: a table captured by jit
+    becomes program text, twice its size in memory and seconds of compile time.
+    """
+
+    fixed: Any  # arrays that no step changes, on the device
+    init: Callable[[Any], tuple[Any, Any]]  # key -> (params, extra)
+    loss: Callable  # (params, extra, fixed, batch, key) -> sum, (weight, extra, logs)
+    represent: Callable[[Any, Any], Representations]  # (params, extra) -> embeddings
+    batches: Callable[[np.random.Generator], Iterator[Any]]  # one epoch, constant shapes
+    steps_per_epoch: int

@@ -1,0 +1,140 @@
+"""Layers shared by the models: unit rows, batch norm over a catalogue, attention over modes."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from jaxcold.data import vectors
+
+
+def unit_rows(x: Array, eps: float = 1e-12) -> Array:
+    """Divides each row by its L2 norm; a zero row stays zero and gets a zero gradient.
+
+    Args:
+        x: [..., D] rows.
+        eps: smallest norm divided by.
+
+    Returns:
+        [..., D] rows of norm 1 or 0.
+    """
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    zero = square == 0
+    # sqrt has an infinite slope at 0: give it 1 there, so that no inf * 0 enters the gradient.
+    norm = jnp.sqrt(jnp.where(zero, 1.0, square))
+    return jnp.where(zero, 0.0, x / jnp.maximum(norm, eps))
+
+
+class Moments(NamedTuple):
+    """First and second moments of one mode's feature rows over a catalogue."""
+
+    mean: Array  # f32[D]
+    cov: Array  # f32[D, D], biased (divided by the number of rows)
+
+
+def catalogue_moments(table: np.ndarray, rows: np.ndarray, *, chunk: int = 16384) -> Moments:
+    """Mean and covariance of unit-normalised feature rows, in float64, a chunk at a time.
+
+    Args:
+        table: [I, D] features of any float type, possibly memory-mapped.
+        rows: i32[n] the rows that form the catalogue.
+        chunk: rows held in memory at once.
+    """
+    width = table.shape[1]
+    total = np.zeros(width)
+    for at in range(0, len(rows), chunk):
+        total += vectors.unit_rows(table[rows[at : at + chunk]]).sum(0, dtype=np.float64)
+    mean = total / max(len(rows), 1)
+    cov = np.zeros((width, width))
+    for at in range(0, len(rows), chunk):
+        # Centred before the product: no cancellation, so float32 is enough inside a chunk.
+        part = vectors.unit_rows(table[rows[at : at + chunk]]) - mean.astype(np.float32)
+        cov += part.T @ part
+    cov /= max(len(rows), 1)
+    return Moments(jnp.asarray(mean, jnp.float32), jnp.asarray(cov, jnp.float32))
+
+
+def _uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+class Dense(nnx.Module):
+    """Linear layer; weights and bias start uniform in +-1/sqrt(fan_in), as in the papers' code."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(_uniform(rngs.params(), (inputs, outputs), inputs))
+        self.bias = nnx.Param(_uniform(rngs.params(), (outputs,), inputs))
+
+    def __call__(self, x: Array) -> Array:
+        """[..., inputs] -> [..., outputs]."""
+        return x @ self.kernel[...] + self.bias[...]
+
+
+class Affine(NamedTuple):
+    """A Dense layer with its batch norm folded in: ``x @ kernel + bias``."""
+
+    kernel: Array  # f32[D, h]
+    bias: Array  # f32[h]
+
+
+class NormedDense(nnx.Module):
+    """Dense followed by batch norm over a whole catalogue, without encoding the catalogue.
+
+    Batch norm of a linear map needs only the moments of its input: the pre-activations
+    ``x @ W`` have mean ``m W`` and variance ``diag(W^T C W)``. With m and C computed once from the
+    features, the exact statistics of the whole catalogue cost D * D * h operations a step, are
+    differentiated like any other expression, do not depend on which items are in the batch, and
+    fold into the weights. The Dense bias of the paper cancels in the normalisation and is left out.
+    """
+
+    EPS = 1e-5
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(_uniform(rngs.params(), (inputs, outputs), inputs))
+        self.scale = nnx.Param(jnp.ones(outputs))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def fold(self, moments: Moments) -> Affine:
+        """The layer as one affine map, its statistics those of the catalogue of `moments`."""
+        kernel = self.kernel[...]
+        # Statistics decide every item's embedding: keep them in full precision on TPU and GPU too.
+        with jax.default_matmul_precision("highest"):
+            mean = moments.mean @ kernel
+            variance = jnp.sum(kernel * (moments.cov @ kernel), axis=0)
+        scale = self.scale[...] * jax.lax.rsqrt(variance + self.EPS)
+        return Affine(kernel * scale, self.bias[...] - mean * scale)
+
+
+class ModalityFusion(nnx.Module):
+    """Attention over modes: weights a = softmax(MLP(concat(h_1..h_M))), output sum_m a_m h_m.
+
+    One layer is what the SEMCo authors' code has, two layers (hidden ReLU of the width of one mode)
+    what the paper describes (section 3.2.2).
+    """
+
+    def __init__(self, modes: int, hidden: int, layers: int, *, rngs: nnx.Rngs):
+        if layers not in (1, 2):
+            raise ValueError(f"attention_layers is 1 (the code) or 2 (the paper), not {layers}")
+        self.first = Dense(modes * hidden, modes if layers == 1 else hidden, rngs=rngs)
+        self.second = Dense(hidden, modes, rngs=rngs) if layers == 2 else None
+
+    def __call__(self, hidden: Sequence[Array], present: Sequence[Array] | None) -> Array:
+        """Fuses M arrays [n, h] into one; `present` (M arrays bool[n]) masks missing modes."""
+        # One product per mode instead of concatenating: the [n, M h] copy need not exist.
+        kernels = jnp.split(self.first.kernel[...], len(hidden))
+        logits = self.first.bias[...] + sum(h @ k for h, k in zip(hidden, kernels, strict=True))
+        if self.second is not None:
+            logits = self.second(jax.nn.relu(logits))
+        if present is not None:
+            there = jnp.stack(present, axis=-1)
+            # Items without any mode keep finite weights; their rows are zeroed by the encoder.
+            there = there | ~jnp.any(there, axis=-1, keepdims=True)
+            logits = jnp.where(there, logits, -jnp.inf)
+        weights = jax.nn.softmax(logits, axis=-1)
+        return sum(weights[:, m, None] * h for m, h in enumerate(hidden))

@@ -1,0 +1,450 @@
+"""SEMCo: a content encoder trained with sampled entmax, so that new items need no clicks.
+
+An item's embedding is a function of its content alone; a user is the mean of the embeddings of
+the items in the training history; the score is their cosine.
+
+Reference: Meehan and Pauwels, Sparse Contrastive Learning for Content-Based Cold Item
+Recommendation, SIGIR 2026, sections 3.2 and 3.3.1.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from jaxcold.data import vectors
+from jaxcold.data.batches import (
+    history_entries,
+    prefetch,
+    round_up,
+    shuffled_pairs,
+    touched_items,
+)
+from jaxcold.data.dataset import Dataset
+from jaxcold.models.layers import (
+    Affine,
+    Dense,
+    ModalityFusion,
+    Moments,
+    NormedDense,
+    catalogue_moments,
+    unit_rows,
+)
+from jaxcold.sparse import fenchel_young_loss
+from jaxcold.types import Csr, Model, Representations
+
+ENCODE = ("all", "active")
+BATCH_NORM = ("catalogue", "batch")
+USER_VECTOR = ("mean", "leave_one_out")
+GRADIENT = ("autodiff", "fenchel_young")
+
+# Rows encoded by one call outside training. One fixed shape means one compiled program, and that
+# an item's embedding has the same bits alone as inside the catalogue.
+BLOCK = 1024
+
+
+class ContentEncoder(nnx.Module):
+    """f(X_1, .., X_M): per mode Dense, batch norm, ReLU; attention over modes; Dense; unit rows."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        hidden: int,
+        out: int,
+        attention_layers: int = 1,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.modes = nnx.List([NormedDense(width, hidden, rngs=rngs) for width in widths])
+        self.fusion = (
+            ModalityFusion(len(widths), hidden, attention_layers, rngs=rngs)
+            if len(widths) > 1
+            else None
+        )
+        self.final = Dense(hidden, out, rngs=rngs)
+
+    def fold(self, moments: Sequence[Moments]) -> tuple[Affine, ...]:
+        """The first layers with the batch norm of that catalogue folded in."""
+        return tuple(mode.fold(m) for mode, m in zip(self.modes, moments, strict=True))
+
+    def __call__(
+        self,
+        features: Sequence[Array],
+        first: Sequence[Affine],
+        present: Sequence[Array] | None = None,
+    ) -> Array:
+        """Embeds items.
+
+        Args:
+            features: M arrays [n, D_m] of unit rows.
+            first: M folded first layers, from `fold`.
+            present: M arrays bool[n], False where the item lacks the mode; None means all there.
+
+        Returns:
+            [n, out] unit rows; zero for an item without any mode.
+        """
+        hidden = [
+            jax.nn.relu(x @ layer.kernel + layer.bias)
+            for x, layer in zip(features, first, strict=True)
+        ]
+        fused = hidden[0] if self.fusion is None else self.fusion(hidden, present)
+        rows = unit_rows(self.final(fused))
+        if present is not None:
+            rows = jnp.where(jnp.any(jnp.stack(present), axis=0)[:, None], rows, 0.0)
+        return rows
+
+
+class Fixed(NamedTuple):
+    """What no step changes, on the device; items are numbered among the N warm ones."""
+
+    features: tuple[Array, ...]  # M x f32[N, D_m] unit rows; empty when streamed from the host
+    present: tuple[Array, ...] | None  # M x bool[N]
+    moments: tuple[Moments, ...]
+    indptr: Array  # i32[U + 1] users' training histories
+    indices: Array  # i32[nnz]
+
+
+class Epoch(NamedTuple):
+    """One epoch of shuffled training pairs, placed on the device once.
+
+    S steps of B pairs. The lengths of `slots` and `active` are capacities: they give the
+    ragged histories of a batch, and the set of items it touches, a shape that does not change.
+    """
+
+    user: Array  # i32[S, B]
+    item: Array  # i32[S, B]
+    weight: Array  # f32[S, B], 0 for padding of the last batch
+    slots: Array  # i32[T] = arange, T >= history entries of any batch
+    active: Array  # i32[K] = arange, K >= items touched by any batch; empty for encode="all"
+
+
+class Batch(NamedTuple):
+    """Step `index` of an epoch; `features`: its active items' rows, when the host streams them."""
+
+    epoch: Epoch
+    index: Array  # i32[]
+    features: tuple[Array, ...] = ()
+
+
+class Histories(NamedTuple):
+    """The histories of a batch's users, end to end, each distinct user's once."""
+
+    item: Array  # i32[T]
+    row: Array  # i32[T]: the batch row it belongs to, B where the place is unused
+    leader: Array  # i32[B]: the first row of the same user, which carries the history
+    length: Array  # i32[B]: of the row's user; 0 for rows of weight 0
+
+
+def gather_histories(fixed: Fixed, user: Array, weight: Array, slots: Array) -> Histories:
+    """Expands compressed rows into flat ids of one shape.
+
+    Args:
+        fixed: users' histories as compressed rows.
+        user: i32[B].
+        weight: [B]; rows of weight 0 get no history.
+        slots: i32[T] = arange(T); T is at least the entries of the distinct users.
+    """
+    rows = user.shape[0]
+    place = jnp.arange(rows)
+    users = fixed.indptr.shape[0] - 1
+    length = jnp.where(weight > 0, fixed.indptr[user + 1] - fixed.indptr[user], 0)
+    leader = jnp.full(users, rows, place.dtype).at[user].min(place)[user]
+    carried = jnp.where(leader == place, length, 0)
+    end = jnp.cumsum(carried)
+    row = jnp.repeat(place, carried, total_repeat_length=slots.shape[0])
+    used = slots < end[-1]
+    at = fixed.indptr[user[row]] + slots - (end - carried)[row]
+    item = fixed.indices[jnp.where(used, at, 0)]
+    return Histories(item, jnp.where(used, row, rows), leader, length)
+
+
+def sampled_entmax(
+    scores: Array, weight: Array, *, alpha: float, tau: Array | float, gradient: str
+) -> Array:
+    """Sampled entmax of a batch (paper, equation 7): row j's target is column j.
+
+    Args:
+        scores: [B, B] cosines of the batch's users (rows) and items (columns).
+        weight: [B]; pairs of weight 0 are neither targets nor negatives.
+        alpha: 1 softmax, 1.5 entmax15, 2 sparsemax.
+        tau: temperature. For alpha > 1 the cosine is divided by it twice for the
+            probabilities and once for the score (tau_0 = tau); once for softmax (tau_0 = 1).
+        gradient: see `jaxcold.sparse.fenchel_young_loss`.
+
+    Returns:
+        [B] losses, not weighted.
+    """
+    # Padding has no column to hit; its row is given one and counts for nothing.
+    labels = jnp.where(weight > 0, jnp.arange(scores.shape[0]), 0)
+    return fenchel_young_loss(
+        scores / tau,
+        labels,
+        alpha,
+        tau=tau if alpha > 1 else 1.0,
+        gradient=gradient if alpha > 1 else "fenchel_young",
+        where=(weight > 0)[None, :],
+    )
+
+
+def user_vectors(item_rows: Array, histories: Histories, positive: Array | None) -> Array:
+    """Unit means of the embeddings of each row's history.
+
+    Args:
+        item_rows: [n, D] embeddings.
+        histories: of the B rows; its `item` are rows of `item_rows`.
+        positive: i32[B] the item to leave out of its own row's mean, or None.
+
+    Returns:
+        [B, D] unit rows; zero where nothing is left.
+    """
+    item, row, leader, length = histories
+    total = jax.ops.segment_sum(
+        item_rows[item], row, num_segments=length.shape[0], indices_are_sorted=True
+    )[leader]
+    if positive is not None:
+        total = total - item_rows[positive]
+        length = length - 1
+    # The mean's divisor cancels in the unit norm but keeps the scale of sums out of its rounding.
+    mean = total / jnp.maximum(length, 1)[:, None]
+    # A history that was only the positive has no direction: exactly zero, not rounding noise.
+    return unit_rows(jnp.where((length > 0)[:, None], mean, 0.0))
+
+
+def _loss(
+    params: nnx.State,
+    extra: Any,
+    fixed: Fixed,
+    batch: Batch,
+    key: Array,
+    *,
+    graphdef: nnx.GraphDef,
+    num_items: int,
+    alpha: float,
+    tau: float,
+    gradient: str,
+    encode: str,
+    user_vector: str,
+) -> tuple[Array, tuple[Array, Any, dict[str, Array]]]:
+    del key  # nothing random inside a step
+    encoder = nnx.merge(graphdef, params)
+    epoch, index = batch.epoch, batch.index
+    user, positive, weight = epoch.user[index], epoch.item[index], epoch.weight[index]
+    histories = gather_histories(fixed, user, weight, epoch.slots)
+
+    features, present = fixed.features, fixed.present
+    if encode == "active":
+        # The ids that the batch touches, ascending, and each id's place among them.
+        touched = jnp.zeros(num_items, bool).at[positive].set(True)
+        used = histories.row < len(user)
+        touched = touched.at[jnp.where(used, histories.item, num_items)].set(True, mode="drop")
+        place = jnp.cumsum(touched) - 1
+        active = jnp.nonzero(touched, size=len(epoch.active), fill_value=0)[0]
+        histories = histories._replace(item=place[histories.item])
+        positive = place[positive]
+        features = batch.features or tuple(x[active] for x in features)
+        present = None if present is None else tuple(p[active] for p in present)
+
+    rows = encoder(features, encoder.fold(fixed.moments), present)
+    leave_out = user_vector == "leave_one_out"
+    users = user_vectors(rows, histories, positive if leave_out else None)
+    losses = sampled_entmax(
+        users @ rows[positive].T, weight, alpha=alpha, tau=tau, gradient=gradient
+    )
+    if leave_out:  # a history of the positive alone says nothing about the user
+        weight = jnp.where(histories.length > 1, weight, 0.0)
+    return jnp.sum(losses * weight), (jnp.sum(weight), extra, {})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed_block(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    moments: tuple[Moments, ...],
+    features: tuple[Array, ...],
+    present: tuple[Array, ...],
+) -> Array:
+    encoder = nnx.merge(graphdef, params)
+    return encoder(features, encoder.fold(moments), present)
+
+
+def embed(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    moments: tuple[Moments, ...],
+    tables: Sequence[np.ndarray],
+    present: Sequence[np.ndarray],
+) -> np.ndarray:
+    """Embeds items in blocks of one compiled shape: the same bits alone or in any company.
+
+    Args:
+        graphdef: structure of the encoder.
+        params: its parameters.
+        moments: of the catalogue whose statistics normalise the first layers.
+        tables: M arrays [n, D_m] of raw features of any float type, possibly memory-mapped.
+        present: M arrays bool[n].
+
+    Returns:
+        f32[n, out] unit rows.
+    """
+    count = len(tables[0])
+    blocks = []
+    for at in range(0, count, BLOCK):
+        there = [np.asarray(p[at : at + BLOCK]) for p in present]
+        rows = [
+            vectors.unit_rows(np.where(p[:, None], table[at : at + BLOCK], 0))
+            for table, p in zip(tables, there, strict=True)
+        ]
+        pad = BLOCK - len(there[0])
+        block = _embed_block(
+            graphdef,
+            params,
+            moments,
+            tuple(np.pad(x, ((0, pad), (0, 0))) for x in rows),
+            tuple(np.pad(p, (0, pad)) for p in there),
+        )
+        blocks.append(np.asarray(block)[: BLOCK - pad])
+    return np.concatenate(blocks)
+
+
+def _choose(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"model.{name} is one of {', '.join(choices)}, not {value!r}")
+
+
+def build(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    alpha: float,
+    tau: float,
+    gradient: str = "fenchel_young",
+    hidden: int = 192,
+    out: int = 64,
+    attention_layers: int = 1,
+    encode: str = "all",
+    batch_norm: str = "catalogue",
+    user_vector: str = "mean",
+    stream: bool = False,
+) -> Model:
+    """SEMCo base on a data set.
+
+    Args:
+        dataset: content, split and training pairs.
+        batch_size: B, pairs per step; a batch's items are its negatives.
+        alpha: of the entmax, in [1, 2]: 1 softmax, 1.5 entmax15, 2 sparsemax.
+        tau: temperature of `sampled_entmax`.
+        gradient: "fenchel_young" (exact) or "autodiff" (the authors'), for alpha > 1.
+        hidden: h, width of each mode's first layer.
+        out: width of the embeddings.
+        attention_layers: 1 (the authors' code) or 2 (the paper's text).
+        encode: "all" encodes every warm item in each step, "active" the items of the batch and of
+            its users' histories; the results agree to rounding.
+        batch_norm: statistics that normalise items after training: "catalogue" those of the warm
+            items, as in training, so that an item's embedding does not depend on its company;
+            "batch" those of all items at once (the authors' code). Training is the same.
+        user_vector: "mean" of the history, the positive included, or "leave_one_out".
+        stream: keep features on the host and send only the rows a step needs (encode="active").
+
+    Raises:
+        ValueError: for an argument out of range, naming it and the choices.
+    """
+    _choose("gradient", gradient, GRADIENT)
+    _choose("encode", encode, ENCODE)
+    _choose("batch_norm", batch_norm, BATCH_NORM)
+    _choose("user_vector", user_vector, USER_VECTOR)
+    if not 1 <= alpha <= 2:
+        raise ValueError(f"model.alpha is between 1 (softmax) and 2 (sparsemax), not {alpha}")
+    if not tau > 0:
+        raise ValueError(f"model.tau is positive, not {tau}")
+    for name, value in (("hidden", hidden), ("out", out), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} is at least 1, not {value}")
+    if stream and encode != "active":
+        raise ValueError("features stay on the host (data.mmap) only with model.encode='active'")
+
+    content, split = dataset.content, dataset.split
+    modes = list(content.tables)
+    tables = [content.tables[mode] for mode in modes]
+    present = [content.present[mode] for mode in modes]
+    warm = split.warm_items
+    some_missing = any(not p.all() for p in present)
+
+    # Inside the step items are numbered among the warm ones: 0..N-1.
+    local = np.full(dataset.interactions.num_items, -1, np.int32)
+    local[warm] = np.arange(len(warm))
+    pair_user, pair_item = split.train.user, local[split.train.item]
+    histories = Csr.from_pairs(pair_user, pair_item, split.train.num_users)
+
+    def warm_rows(ids: np.ndarray) -> tuple[np.ndarray, ...]:
+        rows = warm[ids]
+        return tuple(
+            vectors.unit_rows(np.where(p[rows][:, None], table[rows], 0))
+            for table, p in zip(tables, present, strict=True)
+        )
+
+    def moments_of(items: np.ndarray) -> tuple[Moments, ...]:
+        return tuple(
+            catalogue_moments(table, items[p[items]])
+            for table, p in zip(tables, present, strict=True)
+        )
+
+    fixed = Fixed(
+        features=() if stream else jax.tree.map(jnp.asarray, warm_rows(np.arange(len(warm)))),
+        present=tuple(jnp.asarray(p[warm]) for p in present) if some_missing else None,
+        moments=moments_of(warm),
+        indptr=jnp.asarray(histories.indptr, jnp.int32),
+        indices=jnp.asarray(histories.indices),
+    )
+    served = moments_of(np.arange(len(local))) if batch_norm == "batch" else fixed.moments
+
+    def encoder(key: Array) -> ContentEncoder:
+        widths = [table.shape[1] for table in tables]
+        return ContentEncoder(widths, hidden, out, attention_layers, rngs=nnx.Rngs(params=key))
+
+    graphdef = nnx.split(nnx.eval_shape(lambda: encoder(jax.random.key(0))))[0]
+
+    def init(key: Array) -> tuple[nnx.State, None]:
+        return nnx.split(encoder(key))[1], None
+
+    def represent(params: nnx.State, extra: None) -> Representations:
+        del extra
+        item = embed(graphdef, params, served, tables, present)
+        return Representations(vectors.history_means(split.train.by_user(), item), item)
+
+    def batches(rng: np.random.Generator) -> Iterator[Batch]:
+        pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
+        slots = np.arange(round_up(history_entries(pairs, histories)), dtype=np.int32)
+        touched = touched_items(pairs, histories, len(warm))
+        capacity = 0
+        if encode == "active":
+            ids = list(touched)
+            capacity = min(round_up(max(map(len, ids))), len(warm))
+        epoch = Epoch(*map(jnp.asarray, pairs), jnp.asarray(slots), jnp.arange(capacity))
+        indices = [jnp.asarray(i, jnp.int32) for i in range(len(pairs.user))]
+        if not stream:
+            yield from (Batch(epoch, i) for i in indices)
+            return
+
+        def streamed() -> Iterator[Batch]:
+            for i, rows in zip(indices, ids, strict=True):
+                padded = np.pad(rows, (0, capacity - len(rows)))
+                yield Batch(epoch, i, jax.tree.map(jnp.asarray, warm_rows(padded)))
+
+        yield from prefetch(streamed())
+
+    loss = functools.partial(
+        _loss,
+        graphdef=graphdef,
+        num_items=len(warm),
+        alpha=alpha,
+        tau=tau,
+        gradient=gradient,
+        encode=encode,
+        user_vector=user_vector,
+    )
+    return Model(fixed, init, loss, represent, batches, -(-len(pair_user) // batch_size))

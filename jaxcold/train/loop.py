@@ -1,0 +1,67 @@
+"""The training loop: epochs of dispatched steps, with a watch on the loss."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from jaxcold.train.step import Step, TrainState
+from jaxcold.types import Model
+
+# Steps that may be in flight. Reading a loss this old waits for nothing, and a loss that is not
+# finite is seen this many steps late at most.
+LAG = 16
+
+
+class DivergedError(FloatingPointError):
+    """The loss is not finite."""
+
+
+def fit(
+    model: Model,
+    step: Step,
+    state: TrainState,
+    *,
+    epochs: int,
+    seed: int,
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, logs: None,
+    on_epoch: Callable[[int, TrainState], None] = lambda epoch, state: None,
+) -> TrainState:
+    """Trains for a number of epochs; each epoch's order follows from (seed, epoch) alone.
+
+    Args:
+        model: from a model file's ``build``.
+        step: from `make_step`.
+        state: from `init_state`; its buffers are donated.
+        epochs: passes over the training data.
+        seed: of the order of batches and of the keys given to the loss.
+        on_step: called with the number of a finished step (from 0) and its logs.
+        on_epoch: called with the number of a finished epoch (from 1) and the state after it.
+
+    Raises:
+        DivergedError: naming the step whose loss is not finite.
+    """
+    key = jax.random.key(seed)
+    done = 0
+    in_flight: deque[dict[str, jax.Array]] = deque()
+
+    def settle(limit: int) -> None:
+        nonlocal done
+        while len(in_flight) > limit:
+            logs = {name: float(value) for name, value in in_flight.popleft().items()}
+            if not math.isfinite(logs["loss"]):
+                epoch = done // model.steps_per_epoch + 1
+                raise DivergedError(f"the loss is {logs['loss']} at step {done} (epoch {epoch})")
+            on_step(done, logs)
+            done += 1
+
+    for epoch in range(epochs):
+        for batch in model.batches(np.random.default_rng([seed, epoch])):
+            state, logs = step(state, model.fixed, batch, key)
+            in_flight.append(logs)
+            settle(LAG)
+        settle(0)
+        on_epoch(epoch + 1, state)
+    return state
