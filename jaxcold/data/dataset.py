@@ -1,0 +1,116 @@
+"""What a data set is once it is loaded: interactions, content, a split, and the questions asked.
+
+Everything here is plain and immutable. Readers make it, splits divide it, models and evaluation
+only read it. U users, I items, D feature width, n pairs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxcold.types import Csr, EvalSlice, Representations
+
+PARTS = ("warm_train", "warm_val", "warm_test", "cold_val", "cold_test")
+
+
+class Interactions(NamedTuple):
+    """Who took what: one row per distinct pair, in file order."""
+
+    user: np.ndarray  # i32[n]
+    item: np.ndarray  # i32[n]
+    num_users: int
+    num_items: int
+    time: np.ndarray | None = None  # i64[n], in the file's unit; None where there is no order
+
+    def by_user(self) -> Csr:
+        """Csr of ``num_users`` rows: the items of each user, in file order."""
+        return Csr.from_pairs(self.user, self.item, self.num_users)
+
+    def take(self, rows: np.ndarray) -> "Interactions":
+        """The interactions at those rows; users and items keep their ids and numbers."""
+        time = None if self.time is None else self.time[rows]
+        return self._replace(user=self.user[rows], item=self.item[rows], time=time)
+
+    def pairs(self) -> np.ndarray:
+        """i32[n, 2]: user and item side by side."""
+        return np.stack([self.user, self.item], axis=1)
+
+
+class ContentFeatures(NamedTuple):
+    """One table per content mode, row i for item i, in the dtype it was stored in.
+
+    A table may be memory-mapped. Where ``present`` is False the row is not meant to be read.
+    """
+
+    tables: Mapping[str, np.ndarray]  # name -> f16 | f32 | f64 [I, D]
+    present: Mapping[str, np.ndarray]  # name -> bool[I]
+
+
+@dataclass(frozen=True)
+class ColdSplit:
+    """Items divided into warm and cold, and pairs into five parts (:data:`PARTS`).
+
+    Every warm item occurs in training and no cold item does; the item sets are ascending.
+    """
+
+    train: Interactions  # the pairs of warm_train, with their times
+    warm_items: np.ndarray  # i32[Iw]
+    cold_val_items: np.ndarray  # i32[Iv]
+    cold_test_items: np.ndarray  # i32[It]
+    pairs: Mapping[str, np.ndarray]  # part -> i32[n, 2]: user, item
+
+    @property
+    def cold_items(self) -> np.ndarray:
+        """i32[Iv + It]: validation and test items together, ascending."""
+        return np.sort(np.concatenate([self.cold_val_items, self.cold_test_items]))
+
+    def slices(self) -> dict[str, EvalSlice]:
+        """The questions to ask of a model, by name.
+
+        For SET in val, test:
+
+        - ``SET/warm``: all warm items compete, less the user's training items.
+        - ``SET/cold``: all cold items compete, validation and test together.
+        - ``SET/cold_own``: only the cold items of the set compete.
+
+        Exposure is counted over the warm items, or over the cold items of the set.
+        """
+        history = self.train.by_user()
+        result = {}
+        for name, own in (("val", self.cold_val_items), ("test", self.cold_test_items)):
+            result[f"{name}/warm"] = _slice(
+                self.pairs[f"warm_{name}"], self.warm_items, self.warm_items, history
+            )
+            cold = self.pairs[f"cold_{name}"]
+            result[f"{name}/cold"] = _slice(cold, self.cold_items, own)
+            result[f"{name}/cold_own"] = _slice(cold, own, own)
+        return result
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All that an experiment reads."""
+
+    name: str
+    interactions: Interactions
+    split: ColdSplit
+    content: ContentFeatures
+    user_ids: np.ndarray  # [U] external ids, for reports
+    item_ids: np.ndarray  # [I] external ids
+    oracle: Representations | None = None  # the best possible ranking, where it is known
+
+
+def _slice(
+    pairs: np.ndarray, candidates: np.ndarray, items: np.ndarray, history: Csr | None = None
+) -> EvalSlice:
+    """The users who hold pairs of this part, with what is right and what may be recommended."""
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    users, row = np.unique(pairs[:, 0], return_inverse=True)
+    positives = Csr.from_pairs(row, pairs[:, 1], len(users))
+    if history is None:
+        exclude = Csr(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32))
+    else:
+        exclude = history.take(users)
+    return EvalSlice(users.astype(np.int32), positives, exclude, candidates, items)

@@ -1,0 +1,243 @@
+"""The cold-item split: made from a seed, or read from a file and checked against the data."""
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from jaxcold.data.dataset import PARTS, ColdSplit, Interactions
+from jaxcold.types import DataError
+
+ITEM_SETS = ("warm_items", "cold_val_items", "cold_test_items")
+COLD_SHARE = 0.2
+HELD_OUT_SHARE = 0.1  # of the warm pairs, for validation, and as much for test
+
+
+def make_split(interactions: Interactions, seed: int) -> ColdSplit:
+    """The cold-item split of the SEMCo paper (4.1.2), from a seed.
+
+    20 % of the items that occur are cold, half of them for validation and half for test. The
+    pairs of the others go 80/10/10 into warm training, validation and test; a held-out warm pair
+    whose user or item does not occur in training moves to training. Items without any
+    interaction belong to no set.
+
+    Args:
+        interactions: all pairs.
+        seed: of the generator; equal seeds and data give equal splits.
+
+    Returns:
+        The split; inside each part pairs keep the order of the interactions.
+
+    Raises:
+        DataError: if a part of the split would be empty.
+    """
+    generator = np.random.default_rng(seed)
+    items = generator.permutation(np.unique(interactions.item))
+    cold = round(COLD_SHARE * len(items))
+    cold_val, cold_test, warm = np.split(items, [cold // 2, cold])
+    set_of_item = np.full(interactions.num_items, -1, np.int8)
+    for number, members in enumerate((warm, cold_val, cold_test)):
+        set_of_item[members] = number
+    set_of_row = set_of_item[interactions.item]
+
+    warm_rows = generator.permutation(np.flatnonzero(set_of_row == 0))
+    held_out = round(HELD_OUT_SHARE * len(warm_rows))
+    val, test, train = np.split(warm_rows, [held_out, 2 * held_out])
+    user_trained = np.zeros(interactions.num_users, bool)
+    item_trained = np.zeros(interactions.num_items, bool)
+    user_trained[interactions.user[train]] = True
+    item_trained[interactions.item[train]] = True
+
+    def stays(rows: np.ndarray) -> np.ndarray:
+        return user_trained[interactions.user[rows]] & item_trained[interactions.item[rows]]
+
+    moved = [rows[~stays(rows)] for rows in (val, test)]
+    rows_of = {
+        "warm_train": np.concatenate([train, *moved]),
+        "warm_val": val[stays(val)],
+        "warm_test": test[stays(test)],
+        "cold_val": np.flatnonzero(set_of_row == 1),
+        "cold_test": np.flatnonzero(set_of_row == 2),
+    }
+    empty = [part for part, rows in rows_of.items() if not len(rows)]
+    if empty:
+        raise DataError(
+            f"split: {len(interactions.item)} interactions of {len(items)} items leave "
+            f"{empty[0]} empty; give more data or a split_file"
+        )
+    pairs = interactions.pairs()
+    return ColdSplit(
+        train=interactions.take(np.sort(rows_of["warm_train"])),
+        warm_items=np.sort(warm),
+        cold_val_items=np.sort(cold_val),
+        cold_test_items=np.sort(cold_test),
+        pairs={part: pairs[np.sort(rows)] for part, rows in rows_of.items()},
+    )
+
+
+def write_split(path: str | os.PathLike, split: ColdSplit) -> None:
+    """Writes a split as one ``.npz``: the five parts [n, 2] and the three item sets, all i32.
+
+    The file appears whole or not at all; equal splits give equal bytes.
+    """
+    path = Path(path)
+    arrays = dict(split.pairs) | {name: getattr(split, name) for name in ITEM_SETS}
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def read_split(path: str | os.PathLike, interactions: Interactions) -> ColdSplit:
+    """Reads a split written by :func:`write_split` and checks it against the data.
+
+    Raises:
+        DataError: if the file is no such split, or is the split of other interactions.
+    """
+    path = Path(path)
+    remedy = "write the split again with jaxcold.data.splits.write_split"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in (*PARTS, *ITEM_SETS)}
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such split file; unset split_file to make a split") from None
+    except KeyError as error:
+        name = str(error.args[0]).split()[0]
+        raise DataError(f"{path}: has no array {name}; {remedy}") from None
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile):
+        raise DataError(f"{path}: is not a readable .npz of plain arrays; {remedy}") from None
+    for name, array in arrays.items():
+        shape = "[n, 2]" if name in PARTS else "[n]"
+        if array.dtype.kind not in "iu" or array.ndim != (2 if name in PARTS else 1):
+            raise DataError(
+                f"{path}: {name} is {array.dtype}{list(array.shape)}, not integers {shape}; "
+                f"{remedy}"
+            )
+        if name in PARTS and array.shape[1] != 2:
+            raise DataError(
+                f"{path}: {name} has {array.shape[1]} columns, not user and item; {remedy}"
+            )
+    return checked_split(
+        {part: arrays[part] for part in PARTS},
+        interactions,
+        place=lambda part, row: f"{path}: {part} row {row}",
+        item_sets={name: arrays[name] for name in ITEM_SETS},
+    )
+
+
+def checked_split(
+    pairs: Mapping[str, np.ndarray],
+    interactions: Interactions,
+    place: Callable[[str, int], str],
+    item_sets: Mapping[str, np.ndarray],
+) -> ColdSplit:
+    """A split of given parts, once they are shown to divide the interactions.
+
+    Args:
+        pairs: part -> integers [n, 2], for the five parts.
+        interactions: what the parts must divide.
+        place: (part or item set, row) -> where that row stands, to begin an error with.
+        item_sets: the three sets of item ids.
+
+    Raises:
+        DataError: at the first pair or item that contradicts the data or another part.
+    """
+    again = "make the split again from this data set"
+    for part in PARTS:
+        if not len(pairs[part]):
+            raise DataError(f"{place(part, 0)}: the part is empty; {again}")
+    for name, items in item_sets.items():
+        bad = np.flatnonzero((items < 0) | (items >= interactions.num_items))
+        if len(bad):
+            raise DataError(
+                f"{place(name, bad[0])}: item {items[bad[0]]} is not one of the "
+                f"{interactions.num_items} items; {again}"
+            )
+    owner = np.full(interactions.num_items, -1)
+    for number, (name, items) in enumerate(item_sets.items()):
+        taken = np.flatnonzero(owner[items] >= 0)
+        _, first = np.unique(items, return_index=True)
+        repeated = np.setdiff1d(np.arange(len(items)), first)
+        for row in (*taken[:1], *repeated[:1]):
+            other = ITEM_SETS[owner[items[row]]] if len(taken) else name
+            raise DataError(
+                f"{place(name, row)}: item {items[row]} stands in {other} already; "
+                "an item is warm, cold validation or cold test: keep one"
+            )
+        owner[items] = number
+
+    rows = {}
+    seen = np.full(len(interactions.user), -1, np.int8)
+    for number, part in enumerate(PARTS):
+        user, item = pairs[part].T
+        rows[part] = found = _rows_of(interactions, user, item)
+        wanted = {"cold_val": 1, "cold_test": 2}.get(part, 0)
+        missing = np.flatnonzero(found < 0)
+        if len(missing):
+            at = missing[0]
+            raise DataError(
+                f"{place(part, at)}: user {user[at]} and item {item[at]} are not a pair of the "
+                f"interactions; {again}"
+            )
+        wrong = np.flatnonzero(owner[item] != wanted)
+        if len(wrong):
+            at = wrong[0]
+            raise DataError(
+                f"{place(part, at)}: item {item[at]} is not in {ITEM_SETS[wanted]}; "
+                f"move the row to the part of its item, or {again}"
+            )
+        _, first = np.unique(found, return_index=True)
+        repeated = np.setdiff1d(np.arange(len(found)), first)
+        repeated = np.sort(np.concatenate([repeated, np.flatnonzero(seen[found] >= 0)]))
+        if len(repeated):
+            at = repeated[0]
+            other = PARTS[seen[found[at]]] if seen[found[at]] >= 0 else part
+            raise DataError(
+                f"{place(part, at)}: user {user[at]} and item {item[at]} stand in {other} "
+                "already; keep one of the two rows"
+            )
+        seen[found] = number
+    if (seen < 0).any():
+        at = np.flatnonzero(seen < 0)[0]
+        raise DataError(
+            f"{place(PARTS[0], 0)}: {np.count_nonzero(seen < 0)} interactions are in no part, the "
+            f"first user {interactions.user[at]} with item {interactions.item[at]}; {again}"
+        )
+
+    trained = np.isin(item_sets["warm_items"], pairs["warm_train"][:, 1])
+    if not trained.all():
+        at = np.flatnonzero(~trained)[0]
+        raise DataError(
+            f"{place('warm_items', at)}: item {item_sets['warm_items'][at]} does not occur in "
+            "warm_train; move one of its rows there"
+        )
+    for part in ("warm_val", "warm_test"):
+        alone = np.flatnonzero(~np.isin(pairs[part][:, 0], pairs["warm_train"][:, 0]))
+        if len(alone):
+            raise DataError(
+                f"{place(part, alone[0])}: user {pairs[part][alone[0], 0]} does not occur in "
+                "warm_train; move the row there"
+            )
+    return ColdSplit(
+        train=interactions.take(rows["warm_train"]),
+        pairs={part: np.ascontiguousarray(pairs[part], np.int32) for part in PARTS},
+        **{name: np.sort(items).astype(np.int32) for name, items in item_sets.items()},
+    )
+
+
+def _rows_of(interactions: Interactions, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """i64[n]: the row of each pair among the interactions, -1 where it is not one of them."""
+    keys = interactions.user.astype(np.int64) * interactions.num_items + interactions.item
+    order = np.argsort(keys, kind="stable")
+    inside = (user >= 0) & (user < interactions.num_users)
+    inside &= (item >= 0) & (item < interactions.num_items)
+    wanted = np.where(inside, user.astype(np.int64) * interactions.num_items + item, -1)
+    at = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
+    return np.where(keys[order[at]] == wanted, order[at], -1)

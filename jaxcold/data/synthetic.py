@@ -1,0 +1,97 @@
+"""The embedded data set: users and items on a sphere, so that the best ranking is known.
+
+Users and items have latent unit vectors u and z. A user takes items without replacement with
+probability proportional to exp(sharpness * u.z); no ranking can therefore beat u.z on average.
+Users share a direction and gather around few tastes, which makes some items popular.
+
+Content shows the latents only in part: each of two modes is a nonlinear view of some of the
+coordinates, among nuisance directions of larger variance that no user cares about. A method that
+compares raw content is misled by them; one that learns from interactions which directions matter
+can come close to the oracle.
+"""
+
+import numpy as np
+
+from jaxcold.data.dataset import ContentFeatures, Dataset, Interactions
+from jaxcold.data.splits import make_split
+from jaxcold.types import Representations
+
+LATENT = 8
+MODES = {"text": (0, 5, 48), "image": (3, 8, 32)}  # first and end latent coordinate, width
+NUISANCE = 8  # directions per mode
+SHARED = 0.5  # length of the direction that all users have in common, against taste 1
+FEWEST = 8  # interactions of a user
+
+
+def make(
+    seed: int = 0,
+    users: int = 2000,
+    items: int = 1500,
+    per_user: float = 30.0,
+    tastes: int = 24,
+    sharpness: float = 10.0,
+    nuisance: float = 2.0,
+) -> Dataset:
+    """Generates the data set and splits it as any other, with the same seed.
+
+    Args:
+        seed: equal seeds give equal data sets.
+        users: U.
+        items: I.
+        per_user: mean number of interactions of a user.
+        tastes: directions around which users gather, some more than others.
+        sharpness: how strictly users follow their preference; 0 is taking items at random.
+        nuisance: standard deviation of the irrelevant content directions, the relevant being 1.
+
+    Returns:
+        The data set; ``oracle`` holds the latents [U, 8] and [I, 8], f32.
+    """
+    generator = np.random.default_rng(seed)
+    item = _unit(generator.normal(size=(items, LATENT)))
+    centre = _unit(generator.normal(size=(tastes, LATENT)))
+    shared = SHARED * _unit(generator.normal(size=(1, LATENT)))
+    weight = 1 / np.arange(1, tastes + 1)
+    taste = generator.choice(tastes, size=users, p=weight / weight.sum())
+    spread = generator.normal(size=(users, LATENT)) / np.sqrt(LATENT)
+    user = _unit(shared + centre[taste] + spread)
+
+    # The largest of score + Gumbel noise are a sample without replacement of the softmax.
+    score = sharpness * (user @ item.T)
+    order = np.argsort(-(score + generator.gumbel(size=score.shape)), axis=1)
+    count = FEWEST + generator.geometric(1 / max(1.0, per_user - FEWEST), size=users)
+    count = np.minimum(count, max(1, items // 3))
+    taken = np.zeros((users, items), bool)
+    np.put_along_axis(taken, order, np.arange(items) < count[:, None], axis=1)
+    # Nobody took it: it goes to the user who likes it best, as every item needs an interaction.
+    alone = np.flatnonzero(~taken.any(axis=0))
+    taken[score[:, alone].argmax(axis=0), alone] = True
+    user_id, item_id = np.nonzero(taken)
+
+    interactions = Interactions(
+        user_id.astype(np.int32), item_id.astype(np.int32), num_users=users, num_items=items
+    )
+    tables = {}
+    for mode, (start, end, width) in MODES.items():
+        view = _mix(generator, item[:, start:end], 64) @ generator.normal(size=(64, width))
+        noise = generator.normal(size=(items, NUISANCE)) @ generator.normal(size=(NUISANCE, width))
+        grain = generator.normal(size=(items, width))
+        table = view / view.std() + nuisance * noise / noise.std() + 0.1 * grain
+        tables[mode] = table.astype(np.float32)
+    return Dataset(
+        name="synthetic",
+        interactions=interactions,
+        split=make_split(interactions, seed),
+        content=ContentFeatures(tables, {mode: np.ones(items, bool) for mode in tables}),
+        user_ids=np.arange(users),
+        item_ids=np.arange(items),
+        oracle=Representations(user.astype(np.float32), item.astype(np.float32)),
+    )
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _mix(generator: np.random.Generator, latent: np.ndarray, width: int) -> np.ndarray:
+    """A smooth, bent view of the latents."""
+    return np.tanh(latent @ generator.normal(size=(latent.shape[1], width)))
