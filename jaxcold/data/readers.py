@@ -185,7 +185,8 @@ def read_features(
         allow_unused: accept rows beyond the items of the interactions.
 
     Returns:
-        The tables in their stored dtype. Missing rows are zero, except on disk.
+        The tables in their stored dtype. Missing rows are zero; those of NaN are made so, which
+        a table that stays on disk cannot be.
 
     Raises:
         DataError: unless the tables are finite, of equal length and one row per item.
@@ -199,7 +200,7 @@ def read_features(
                 "of item i: add or remove rows"
                 + ("" if len(table) < num_items else ", or set data.allow_unused=True")
             )
-        present[mode] = _check_rows(path, table, missing_modes)
+        present[mode] = _check_rows(path, table, missing_modes, mmap)
         if not mmap:
             table = np.array(table)
             table[~present[mode]] = 0
@@ -251,7 +252,7 @@ def _open_table(path: Path) -> np.ndarray:
     return table
 
 
-def _check_rows(path: Path, table: np.ndarray, missing_modes: bool) -> np.ndarray:
+def _check_rows(path: Path, table: np.ndarray, missing_modes: bool, mmap: bool) -> np.ndarray:
     """bool[I]: rows that hold content. Only a chunk of the table is in memory at a time."""
     present = np.ones(len(table), bool)
     step = max(1, _CHUNK_BYTES // (table.itemsize * table.shape[1]))
@@ -260,21 +261,23 @@ def _check_rows(path: Path, table: np.ndarray, missing_modes: bool) -> np.ndarra
         finite = np.isfinite(chunk)
         good = finite.all(axis=1)
         if missing_modes:
-            absent = np.isnan(chunk).all(axis=1) | ~chunk.any(axis=1)
+            absent = ~chunk.any(axis=1)
+            if not mmap:
+                absent |= np.isnan(chunk).all(axis=1)
             present[start : start + step] = ~absent
             good |= absent
         if not good.all():
             row = int(np.argmin(good))
             column = int(np.argmin(finite[row]))
+            if not missing_modes:
+                remedy = ", or set data.missing_modes=True if whole rows of NaN mark missing modes"
+            elif mmap:
+                remedy = ", or zeros in the whole row of an item that lacks the mode"
+            else:
+                remedy = ", or NaN in the whole row of an item that lacks the mode"
             raise DataError(
                 f"{path}: row {start + row} (counted from 0) holds {chunk[row, column]} in column "
-                f"{column}; write finite numbers"
-                + (
-                    ", or NaN in the whole row of an item that lacks the mode"
-                    if missing_modes
-                    else ", or mark items that lack the mode by whole rows of NaN and set "
-                    "data.missing_modes=True"
-                )
+                f"{column}; write finite numbers{remedy}"
             )
     return present
 
@@ -316,7 +319,7 @@ def _read_integers(
                 names=header,
                 skiprows=1,
                 index_col=False,
-                dtype=dict.fromkeys(wanted, np.int64),
+                dtype={name: np.int64 if name in wanted else str for name in header},
                 quoting=csv.QUOTE_NONE,
                 encoding="utf-8",
             )
@@ -330,7 +333,7 @@ def _read_integers(
 def _read_header(path: Path, separator: str, required: Sequence[str]) -> list[str]:
     """Names of the columns; the needed ones are among them, each once."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             line = file.readline().rstrip("\n")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; put the table there") from None
@@ -398,7 +401,7 @@ def _explain(
 
 def _rows(path: Path) -> Iterable[tuple[int, str]]:
     """(line number, text) of the rows below the header that are not blank."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             line = line.rstrip("\n")
             if number > 1 and line:
