@@ -238,17 +238,17 @@ def _open_table(path: Path) -> np.ndarray:
     """
     remedy = "write it with numpy.save from a float16, float32 or float64 array"
     try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        table = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; put the feature file there") from None
-    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, TypeError):
-        table = None
-    if not isinstance(table, np.ndarray):
-        raise DataError(f"{path}: is cut short, empty or no plain .npy array; {remedy}")
+    except Exception:  # a spoilt header raises anything, its tokenizer's errors included
+        raise DataError(f"{path}: is cut short, empty or no plain .npy array; {remedy}") from None
     if table.dtype.kind != "f" or table.dtype.itemsize > 8:
         raise DataError(f"{path}: holds {table.dtype}; {remedy}")
-    if table.ndim != 2:
-        raise DataError(f"{path}: has shape {list(table.shape)}, not [items, features]; reshape it")
+    if table.ndim != 2 or not table.shape[1]:
+        raise DataError(
+            f"{path}: has shape {list(table.shape)}, not [items, features]; give it both axes"
+        )
     return table
 
 
@@ -323,7 +323,7 @@ def _read_integers(
                 quoting=csv.QUOTE_NONE,
                 encoding="utf-8",
             )
-    except (ValueError, OverflowError, pd.errors.ParserWarning) as error:
+    except (ValueError, OverflowError, Warning) as error:
         _explain(path, separator, header, wanted, error)
     if not len(frame):
         raise DataError(f"{path}: has a header but no rows; write one line per interaction")
@@ -383,12 +383,13 @@ def _explain(
                 )
             for name in wanted:
                 value = fields[header.index(name)]
-                if not re.fullmatch(r"\s*[+-]?\d+\s*", value, re.ASCII):
+                whole = re.fullmatch(r"\s*([+-]?\d+)(\.0*)?\s*", value, re.ASCII)
+                if not whole:
                     raise DataError(
                         f"{path}: line {number}: {name} {value[:40]!r} is not an integer; "
-                        "write whole numbers without a decimal point"
+                        "write whole numbers"
                     )
-                if not -(2**63) <= int(value) < 2**63:
+                if not -(2**63) <= int(whole[1]) < 2**63:
                     raise DataError(
                         f"{path}: line {number}: {name} {value[:40]} does not fit 64 bits; "
                         "write a smaller number"

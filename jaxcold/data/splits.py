@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -104,14 +103,14 @@ def read_split(path: str | os.PathLike, interactions: Interactions) -> ColdSplit
     path = Path(path)
     remedy = "write the split again with jaxcold.data.splits.write_split"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*PARTS, *ITEM_SETS)}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in (*PARTS, *ITEM_SETS)}
     except FileNotFoundError:
         raise DataError(f"{path}: no such split file; unset split_file to make a split") from None
     except KeyError as error:
         name = str(error.args[0]).split()[0]
         raise DataError(f"{path}: has no array {name}; {remedy}") from None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile):
+    except Exception:  # spoilt bytes raise anything, the errors of zipfile and zlib included
         raise DataError(f"{path}: is not a readable .npz of plain arrays; {remedy}") from None
     for name, array in arrays.items():
         shape = "[n, 2]" if name in PARTS else "[n]"
