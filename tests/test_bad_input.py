@@ -468,7 +468,7 @@ AUTHORS = {
     ),
     "gap": (
         lambda path: path.write_text(path.read_text() + f"{USERS + 3},0\n"),
-        [f"user {USERS} has no interaction", "without gaps"],
+        [f"user {USERS} has no interaction", "without gaps", "allow_unused=True"],
     ),
     "negative": (
         lambda path: path.write_text(path.read_text().replace("\n", "\n-1,0\n", 1)),

@@ -90,7 +90,7 @@ def load(
         interactions, features = citeulike.read(folder, cache_folder(name), modes, missing_modes)
     else:
         if reader == "authors" or (reader is None and (folder / "cold_item").is_dir()):
-            interactions, split = readers.read_authors_split(folder, published)
+            interactions, split = readers.read_authors_split(folder, allow_unused, published)
             files = readers.find_features(folder / "feats", "*.npy", modes, published)
         else:
             needed = [f"{name}.inter", *(f"{mode}_feat.npy" for mode in modes or ())]

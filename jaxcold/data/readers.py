@@ -93,7 +93,9 @@ def read_interactions(
     )
 
 
-def read_authors_split(root: Path, published: str = "") -> tuple[Interactions, ColdSplit]:
+def read_authors_split(
+    root: Path, allow_unused: bool = False, published: str = ""
+) -> tuple[Interactions, ColdSplit]:
     """Reads ``cold_item/*.csv``, the layout of the SEMCo and ColdRec authors.
 
     Five comma separated files with header ``user,item``. The pickle beside them is not read:
@@ -111,8 +113,9 @@ def read_authors_split(root: Path, published: str = "") -> tuple[Interactions, C
             _check_ids(folder / name, field, ids)
         pairs[part] = np.stack([table["user"], table["item"]], axis=1)
     user, item = np.concatenate(list(pairs.values())).T
-    _check_used(folder / "*.csv", "user", user)
-    _check_used(folder / "*.csv", "item", item)
+    if not allow_unused:
+        _check_used(folder / "*.csv", "user", user)
+        _check_used(folder / "*.csv", "item", item)
     repeated = pd.Series(user * 2**31 + item).duplicated().to_numpy()
     everything = Interactions(
         user[~repeated].astype(np.int32),

@@ -37,20 +37,17 @@ def fetch(url: str, path: str | os.PathLike, sha256: str) -> Path:
             by hand. A part already received stays for the next try.
     """
     path = Path(path)
+    if path.exists():
+        return _verified(path, url, sha256)
     by_hand = f"download it in another way and put it at {path}"
     partial = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists():  # from before, or by another process while this one waited
+            if path.exists():  # another process was faster
                 partial.unlink(missing_ok=True)
-                if _sha256(path) != sha256:
-                    raise DataError(
-                        f"{path}: its SHA-256 is not {sha256[:12]}..., that of {url}; "
-                        "delete the file to download it again"
-                    )
-                return path
+                return _verified(path, url, sha256)
             file.seek(0, os.SEEK_END)
             resumed = file.tell() > 0
             _receive(url, file, by_hand)
@@ -122,6 +119,15 @@ def _receive_once(url: str, file: IO[bytes], have: int) -> bool:
             received += len(chunk)
         file.flush()
     return length is None or received == int(length)
+
+
+def _verified(path: Path, url: str, sha256: str) -> Path:
+    if _sha256(path) != sha256:
+        raise DataError(
+            f"{path}: its SHA-256 is not {sha256[:12]}..., that of {url}; "
+            "delete the file to download it again"
+        )
+    return path
 
 
 def _sha256(path: Path) -> str:
