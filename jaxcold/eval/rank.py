@@ -5,7 +5,6 @@ ascending item id on every backend. Scores that differ only by rounding are not 
 whose matrix products round differently may order such a pair differently.
 """
 
-import functools
 from typing import Literal
 
 import jax
@@ -36,9 +35,9 @@ def top_k(
         eval_slice: which users, which candidate items, and the items hidden from each user.
         k: length of the lists.
         block_users: users scored at once; unset, chosen from the number of candidates.
-        method: "device" scores and selects in one compiled program on the default JAX device,
-            "host" in NumPy. "auto" takes the host where JAX has only the CPU: there XLA's
-            selection takes several times as long as the matrix product.
+        method: where the best k of the scores are selected: "device" is ``lax.top_k``, "host"
+            NumPy. "auto" takes the host where JAX has only the CPU: there ``lax.top_k`` takes
+            several times as long as the matrix product.
 
     Returns:
         n lists of k items, padded with -1 and -inf where fewer than k candidates remain.
@@ -59,8 +58,9 @@ def top_k(
         budget = _HOST_BLOCK if method == "host" else _DEVICE_BLOCK
         block_users = max(budget // max(len(item), 1), _MIN_USERS)
     hidden = _columns(eval_slice.exclude, eval_slice.candidates)
-    select = _host_blocks if method == "host" else _device_blocks
-    columns, scores = select(user, eval_slice.users, item, hidden, min(k, len(item)), block_users)
+    columns, scores = _blocks(
+        user, eval_slice.users, item, hidden, min(k, len(item)), block_users, method
+    )
     return _pad(eval_slice, columns, scores, k)
 
 
@@ -136,12 +136,14 @@ def rank_scores(scores: np.ndarray, exclude: Csr | None, k: int) -> tuple[np.nda
 
     # -inf as the bound means fewer than k groups with anything to recommend: take all of it.
     chosen = scores >= np.maximum(bound, np.finfo(np.float32).min)[:, None]
-    counts = np.count_nonzero(chosen, axis=1)
+    flat = np.flatnonzero(chosen)  # several times as fast as nonzero of a matrix
+    counts = np.bincount(flat // width, minlength=n)
     crowded = np.flatnonzero(counts > 4 * k)
     if len(crowded):  # many ties: keep exactly k, so that a constant row costs no full sort
         chosen[crowded] = _exactly_k(scores[crowded], k)
-        counts[crowded] = np.minimum(counts[crowded], k)
-    row, column = np.nonzero(chosen)
+        counts[crowded] = k
+        flat = np.flatnonzero(chosen)
+    row, column = np.divmod(flat, width)
     value = scores[row, column]
     # Stable, and columns ascend inside a row: equal scores stay in the order of their columns.
     order = np.lexsort((-value, row))
@@ -162,34 +164,38 @@ def _exactly_k(scores: np.ndarray, k: int) -> np.ndarray:
     return above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= room))
 
 
-def _host_blocks(
-    user: np.ndarray, users: np.ndarray, item: np.ndarray, hidden: Csr, k: int, block: int
+def _blocks(
+    user: np.ndarray,
+    users: np.ndarray,
+    item: np.ndarray,
+    hidden: Csr,
+    k: int,
+    block: int,
+    method: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and selects in NumPy; one buffer of scores serves all blocks."""
+    """Best columns and scores of all users. All blocks are padded to one shape, one program."""
     n = len(users)
-    buffer = np.empty((min(block, n), len(item)), np.float32)
     columns = np.empty((n, k), np.int32)
     best = np.empty((n, k), np.float32)
-    for start in range(0, n, block):
-        rows = slice(start, min(start + block, n))
-        scores = np.matmul(user[users[rows]], item.T, out=buffer[: rows.stop - rows.start])
-        columns[rows], best[rows] = rank_scores(scores, _rows(hidden, rows), k)
-    return columns, best
-
-
-def _device_blocks(
-    user: np.ndarray, users: np.ndarray, item: np.ndarray, hidden: Csr, k: int, block: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and selects on the JAX device; all blocks are padded to one shape."""
-    n = len(users)
+    if not best.size:
+        return columns, best
     block = min(block, n)
-    starts = range(0, n, block) if n else ()
-    longest = max((int(_size(hidden, s, min(s + block, n))) for s in starts), default=0)
+    parts = [slice(start, min(start + block, n)) for start in range(0, n, block)]
+    longest = max(int(hidden.indptr[rows.stop] - hidden.indptr[rows.start]) for rows in parts)
     placed = jax.device_put(item)
-    columns = np.empty((n, k), np.int32)
-    best = np.empty((n, k), np.float32)
-    for start in starts:
-        rows = slice(start, min(start + block, n))
+    pending: list[tuple] = []
+
+    def settle() -> None:
+        rows, found = pending.pop(0)
+        size = rows.stop - rows.start
+        if method == "device":
+            scores, chosen = jax.device_get(found)
+            columns[rows] = np.where(scores[:size] == -np.inf, -1, chosen[:size])
+            best[rows] = scores[:size]
+        else:
+            columns[rows], best[rows] = rank_scores(np.asarray(found)[:size], None, k)
+
+    for rows in parts:
         size = rows.stop - rows.start
         part = _rows(hidden, rows)
         vectors = np.zeros((block, user.shape[1]), np.float32)
@@ -198,22 +204,25 @@ def _device_blocks(
         where = np.full((2, longest), block, np.int32)
         where[0, : len(part.indices)] = np.repeat(np.arange(size), part.counts)
         where[1, : len(part.indices)] = part.indices
-        found = jax.device_get(_score_and_select(vectors, placed, *where, k=k))
-        columns[rows], best[rows] = found[0][:size], found[1][:size]
-    return np.where(best == -np.inf, -1, columns).astype(np.int32), best
+        scores = _score(vectors, placed, where)
+        pending.append((rows, _select(scores, k) if method == "device" else scores))
+        if len(pending) > 1:  # the next block is scored while this one is selected from
+            settle()
+    settle()
+    return columns, best
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _score_and_select(
-    user: jax.Array, item: jax.Array, row: jax.Array, column: jax.Array, *, k: int
-) -> tuple[jax.Array, jax.Array]:
-    """Best k columns [b, k] and their scores; ``lax.top_k`` gives ties to the lower column."""
+@jax.jit
+def _score(user: jax.Array, item: jax.Array, hidden: jax.Array) -> jax.Array:
+    """Scores [b, C], -inf where hidden [2, n] (row, column)."""
     # Accelerators multiply float32 in fewer bits unless told otherwise.
     scores = jnp.matmul(user, item.T, precision=jax.lax.Precision.HIGHEST)
     scores = jnp.where(scores == 0, 0.0, scores)  # -0 and +0 are a tie, not an order
-    scores = scores.at[row, column].set(-jnp.inf, mode="drop")
-    best, columns = jax.lax.top_k(scores, k)
-    return columns, best
+    return scores.at[hidden[0], hidden[1]].set(-jnp.inf, mode="drop")
+
+
+# Equal scores go to the lower column, as the documentation of lax.top_k promises.
+_select = jax.jit(jax.lax.top_k, static_argnums=1)
 
 
 def _columns(exclude: Csr, candidates: np.ndarray) -> Csr:
@@ -231,10 +240,6 @@ def _rows(csr: Csr, rows: slice) -> Csr:
     """A run of rows, without copying the indices."""
     first, last = csr.indptr[rows.start], csr.indptr[rows.stop]
     return Csr(csr.indptr[rows.start : rows.stop + 1] - first, csr.indices[first:last])
-
-
-def _size(csr: Csr, start: int, stop: int) -> int:
-    return int(csr.indptr[stop] - csr.indptr[start])
 
 
 def _pad(eval_slice: EvalSlice, columns: np.ndarray, scores: np.ndarray, k: int) -> TopK:

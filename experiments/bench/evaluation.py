@@ -1,0 +1,99 @@
+"""Speed of evaluation: ``python -m experiments.bench.evaluation``.
+
+40,000 users, 4,600 cold items, 64 dimensions, K = 20, the metrics included; the goal is under 10 s
+and 1 GB on two cores. Prints medians of one run, so the ratios do not depend on the machine's load
+as much as the times do.
+"""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from jaxcold.eval.metrics import evaluate
+from jaxcold.eval.rank import top_k
+from jaxcold.eval.report import peak_memory
+from jaxcold.types import Csr, EvalSlice, Representations
+
+_USERS = flags.DEFINE_integer("users", 40_000, "users to rank for", lower_bound=1)
+_ITEMS = flags.DEFINE_integer("items", 4_600, "candidate items", lower_bound=1)
+_WIDTH = flags.DEFINE_integer("width", 64, "dimensions of the vectors", lower_bound=1)
+_K = flags.DEFINE_integer("k", 20, "length of the lists", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each measurement", lower_bound=1)
+
+_BLOCK = 256  # users, for the two yardsticks
+
+
+def question(users: int, items: int, width: int) -> tuple[Representations, EvalSlice]:
+    """Unit vectors and seven held-out items per user."""
+    rng = np.random.default_rng(0)
+    vectors = []
+    for rows in (users, items):
+        matrix = rng.standard_normal((rows, width), dtype=np.float32)
+        vectors.append(matrix / np.linalg.norm(matrix, axis=1, keepdims=True))
+    held = np.repeat(np.arange(users), 7)
+    positives = Csr.from_pairs(held, rng.integers(0, items, len(held)), users)
+    nothing = Csr(np.zeros(users + 1, np.int64), np.zeros(0, np.int32))
+    pool = np.arange(items, dtype=np.int32)
+    asked = EvalSlice(np.arange(users, dtype=np.int32), positives, nothing, pool, pool)
+    return Representations(*vectors), asked
+
+
+@jax.jit
+def _product(user: jax.Array, item: jax.Array) -> jax.Array:
+    return jnp.matmul(user, item.T)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _product_and_top_k(user: jax.Array, item: jax.Array, k: int) -> list[jax.Array]:
+    return jax.lax.top_k(jnp.matmul(user, item.T), k)
+
+
+def blocks(work: Callable, vectors: Representations, *args: int) -> None:
+    """Runs a compiled function over blocks of users and waits for each."""
+    item = jax.device_put(vectors.item)
+    for start in range(0, len(vectors.user), _BLOCK):
+        jax.block_until_ready(work(vectors.user[start : start + _BLOCK], item, *args))
+
+
+def main(_: list[str]) -> None:
+    """Measures and prints."""
+    k = _K.value
+    vectors, asked = question(_USERS.value, _ITEMS.value, _WIDTH.value)
+    before = peak_memory()
+    topk = top_k(vectors, asked, k)
+    evaluate(topk, asked, [k])
+    ours = peak_memory()
+    works: dict[str, Callable[[], object]] = {
+        "rank": lambda: top_k(vectors, asked, k),
+        "metrics": lambda: evaluate(topk, asked, [k]),
+        "matmul alone": lambda: blocks(_product, vectors),
+        "jit matmul + lax.top_k": lambda: blocks(_product_and_top_k, vectors, k),
+    }
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():  # compiles
+        work()
+    for _repeat in range(_REPEATS.value):
+        for name, work in works.items():  # interleaved: load from outside hits all alike
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    print(f"{_USERS.value} users x {_ITEMS.value} items x {_WIDTH.value} dimensions, K = {k}")
+    for name, seconds in median.items():
+        print(f"{name:24s}{seconds:8.3f} s")
+    print(f"{'rank + metrics':24s}{median['rank'] + median['metrics']:8.3f} s   goal < 10")
+    print(f"{'rank / matmul':24s}{median['rank'] / median['matmul alone']:8.2f}")
+    ratio = median["jit matmul + lax.top_k"] / median["rank"]
+    print(f"{'lax.top_k form / rank':24s}{ratio:8.2f}")
+    print(f"{'peak memory':24s}{ours / 1e9:8.2f} GB  goal < 1")
+    print(f"{'  of it evaluation':24s}{(ours - before) / 1e9:8.2f} GB")
+
+
+if __name__ == "__main__":
+    app.run(main)

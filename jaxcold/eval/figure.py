@@ -1,0 +1,155 @@
+"""One picture of a finished run: does it train, does it generalise, who wins, which items gain."""
+
+import io
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcold.eval.metrics import Metrics
+from jaxcold.eval.report import TITLES, methods, write_atomic
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito).
+_COLOURS = {"random": "#999999", "content-KNN": "#E69F00", "oracle": "#009E73"}
+_MODEL = "#0072B2"
+_METRICS = {"recall": "Recall", "ndcg": "NDCG", "mdg": "MDG", "gini": "Gini div."}
+
+
+def figure(
+    workdir: str | os.PathLike,
+    rows: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
+    items: Mapping[str, Metrics],
+    *,
+    name: str = "SEMCo",
+    cutoff: int = 20,
+) -> pathlib.Path:
+    """Draws WORKDIR/summary.png.
+
+    Args:
+        workdir: an existing folder.
+        rows: of metrics.jsonl: "seed", "epoch", "loss" and "val/cold/ndcg@20", each optional.
+        results: as for `jaxcold.eval.report.write_results`.
+        items: method (the model's name, or a key of results["baselines"]) to its cold-test
+            metrics of one seed, for the spread of gains and exposure over items.
+        name: of the model.
+        cutoff: of all metrics shown.
+
+    Returns:
+        The path of the picture.
+    """
+    # Not pyplot: it holds global state, and would look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(13, 7.6), dpi=110, layout="constrained")
+    axes = canvas.subplot_mosaic(
+        [["loss", "ndcg", "accuracy", "gini"], ["mdg", "mdg", "shown", "shown"]],
+        width_ratios=[1, 1, 1.6, 0.5],
+    )
+    for axis in axes.values():
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.7)
+        axis.set_axisbelow(True)
+    _curves(axes["loss"], rows, "loss", "training loss", "loss")
+    key = f"val/cold/ndcg@{cutoff}"
+    _curves(axes["ndcg"], rows, key, "cold validation", f"NDCG@{cutoff}")
+    baseline = (results.get("baselines") or {}).get("content_knn", {}).get(key)
+    if baseline:
+        line = axes["ndcg"].axhline(
+            baseline["mean"], color=_COLOURS["content-KNN"], linestyle="--", label="content-KNN"
+        )
+        axes["ndcg"].legend(handles=[line], frameon=False, fontsize=8)
+    if len(axes["loss"].lines):
+        axes["loss"].legend(frameon=False, fontsize=8)
+    cold = [("cold", metric) for metric in ("recall", "ndcg", "mdg")]
+    warm = [("warm", metric) for metric in ("recall", "ndcg")]
+    _bars(axes["accuracy"], results, name, cutoff, cold + warm)
+    axes["accuracy"].set(title=f"test accuracy, cut-off {cutoff}", ylabel="metric value")
+    axes["accuracy"].legend(frameon=False, fontsize=8)
+    _bars(axes["gini"], results, name, cutoff, [("cold", "gini")])
+    axes["gini"].set(title="test diversity", ylabel="1 - Gini of exposure", ylim=(0, 1))
+    _distribution(axes["mdg"], items, name, f"mdg@{cutoff}")
+    _distribution(axes["shown"], items, name, f"exposure@{cutoff}")
+    canvas.suptitle(f"{name}: summary of the run", fontsize=13, fontweight="bold")
+    data = io.BytesIO()
+    FigureCanvasAgg(canvas).print_png(data)
+    path = pathlib.Path(workdir) / "summary.png"
+    write_atomic(path, data.getvalue())
+    return path
+
+
+def _curves(axis: Any, rows: Sequence[Mapping[str, Any]], key: str, title: str, y: str) -> None:
+    """One line per seed over the epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    seeds = sorted({row["seed"] for row in rows if "seed" in row})
+    for index, seed in enumerate(seeds):
+        points = [
+            (row["epoch"], row[key])
+            for row in rows
+            if row.get("seed") == seed and "epoch" in row and row.get(key) is not None
+        ]
+        if points:
+            shade = 0.45 + 0.55 * (index + 1) / len(seeds)
+            x, values = zip(*sorted(points), strict=True)
+            axis.plot(x, values, ".-", color=_MODEL, alpha=shade, label=f"seed {seed}")
+    axis.set(title=title, xlabel="epoch", ylabel=y)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _bars(
+    axis: Any,
+    results: Mapping[str, Any],
+    name: str,
+    cutoff: int,
+    metrics: Sequence[tuple[str, str]],
+) -> None:
+    """Test metrics of all methods side by side, with deviations over seeds."""
+    groups = [
+        (f"test/{where}/{metric}@{cutoff}", f"{where}\n{_METRICS[metric]}")
+        for where, metric in metrics
+        if f"test/{where}/{metric}@{cutoff}" in results["metrics"]
+    ]
+    shown = methods(results, name)
+    width = 0.8 / len(shown)
+    for index, (method, summary) in enumerate(shown):
+        x = np.arange(len(groups)) + (index - (len(shown) - 1) / 2) * width
+        entries = [summary.get(key) or {} for key, _ in groups]
+        means = [entry.get("mean", np.nan) for entry in entries]
+        spread = [entry.get("std", 0.0) for entry in entries]
+        axis.bar(
+            x,
+            means,
+            width * 0.92,
+            yerr=spread if any(spread) else None,
+            error_kw={"elinewidth": 1, "capsize": 2},
+            color=_COLOURS.get(method, _MODEL),
+            label=method,
+        )
+    axis.set_xticks(range(len(groups)), [title for _, title in groups])
+
+
+def _distribution(axis: Any, items: Mapping[str, Metrics], name: str, key: str) -> None:
+    """Values of the items in descending order; items at zero end the line."""
+    metric, _, cutoff = key.partition("@")
+    for method, metrics in items.items():
+        values = (metrics.per_item | metrics.exposure)[key]
+        values = np.sort(values[values > 0])[::-1]
+        title = TITLES.get(method, method)
+        total = len(metrics.items if metric == "mdg" else metrics.pool)
+        share = 100 * np.arange(1, len(values) + 1) / max(total, 1)
+        label = f"{title} ({100 * len(values) / max(total, 1):.0f} % of items above zero)"
+        axis.plot(share, values, color=_COLOURS.get(title, _MODEL), label=label)
+    labels = {
+        "mdg": (f"gain per item: MDG@{cutoff}, sorted", f"MDG@{cutoff}"),
+        "exposure": (f"exposure per item: top-{cutoff} lists, sorted", "lists that show the item"),
+    }
+    title, y = labels[metric]
+    axis.set(title=title, xlabel="cold test items, best first (%)", ylabel=y, xlim=(0, 100))
+    if metric == "exposure":
+        axis.set_yscale("log")
+    if items:
+        axis.legend(frameon=False, fontsize=8)
