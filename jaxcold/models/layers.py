@@ -72,8 +72,8 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(_uniform(rngs.params(), (outputs,), inputs))
 
     def __call__(self, x: Array) -> Array:
-        """[..., inputs] -> [..., outputs]."""
-        return x @ self.kernel[...] + self.bias[...]
+        """[n, inputs] -> [n, outputs]."""
+        return x @ self.kernel[...] + self.bias[...][None, :]
 
 
 class Affine(NamedTuple):
@@ -108,7 +108,7 @@ class NormedDense(nnx.Module):
             mean = moments.mean @ kernel
             variance = jnp.sum(kernel * (moments.cov @ kernel), axis=0)
         scale = self.scale[...] * jax.lax.rsqrt(variance + self.EPS)
-        return Affine(kernel * scale, self.bias[...] - mean * scale)
+        return Affine(kernel * scale[None, :], self.bias[...] - mean * scale)
 
 
 class ModalityFusion(nnx.Module):
@@ -128,7 +128,9 @@ class ModalityFusion(nnx.Module):
         """Fuses M arrays [n, h] into one; `present` (M arrays bool[n]) masks missing modes."""
         # One product per mode instead of concatenating: the [n, M h] copy need not exist.
         kernels = jnp.split(self.first.kernel[...], len(hidden))
-        logits = self.first.bias[...] + sum(h @ k for h, k in zip(hidden, kernels, strict=True))
+        logits = self.first.bias[...][None, :] + sum(
+            h @ k for h, k in zip(hidden, kernels, strict=True)
+        )
         if self.second is not None:
             logits = self.second(jax.nn.relu(logits))
         if present is not None:

@@ -19,6 +19,7 @@ from jax import Array
 
 from jaxcold.data import vectors
 from jaxcold.data.batches import (
+    Pairs,
     history_entries,
     prefetch,
     round_up,
@@ -89,7 +90,7 @@ class ContentEncoder(nnx.Module):
             [n, out] unit rows; zero for an item without any mode.
         """
         hidden = [
-            jax.nn.relu(x @ layer.kernel + layer.bias)
+            jax.nn.relu(x @ layer.kernel + layer.bias[None, :])
             for x, layer in zip(features, first, strict=True)
         ]
         fused = hidden[0] if self.fusion is None else self.fusion(hidden, present)
@@ -416,14 +417,24 @@ def build(
         item = embed(graphdef, params, served, tables, present)
         return Representations(vectors.history_means(split.train.by_user(), item), item)
 
+    def needs(pairs: Pairs) -> tuple[int, int, list[np.ndarray]]:
+        """History entries and touched items to make room for, and the items of each step."""
+        ids = []
+        if encode == "active":
+            ids = list(touched_items(pairs, histories, len(warm)))
+        return history_entries(pairs, histories), max(map(len, ids), default=0), ids
+
+    # Epochs differ little: room found for one with a margin fits them all, and one shape is one
+    # compiled program. An epoch that needs more gets more.
+    probe = needs(shuffled_pairs(pair_user, pair_item, batch_size, np.random.default_rng(0)))
+    room = tuple(round_up(int(1.1 * need)) for need in probe[:2])
+
     def batches(rng: np.random.Generator) -> Iterator[Batch]:
         pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
-        slots = np.arange(round_up(history_entries(pairs, histories)), dtype=np.int32)
-        touched = touched_items(pairs, histories, len(warm))
-        capacity = 0
-        if encode == "active":
-            ids = list(touched)
-            capacity = min(round_up(max(map(len, ids))), len(warm))
+        *need, ids = needs(pairs)
+        entries, capacity = (r if n <= r else round_up(n) for n, r in zip(need, room, strict=True))
+        slots = np.arange(entries, dtype=np.int32)
+        capacity = min(capacity, len(warm)) if encode == "active" else 0
         epoch = Epoch(*map(jnp.asarray, pairs), jnp.asarray(slots), jnp.arange(capacity))
         indices = [jnp.asarray(i, jnp.int32) for i in range(len(pairs.user))]
         if not stream:
