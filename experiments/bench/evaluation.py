@@ -50,7 +50,7 @@ def _product(user: jax.Array, item: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _product_and_top_k(user: jax.Array, item: jax.Array, k: int) -> list[jax.Array]:
+def _product_and_top_k(user: jax.Array, item: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return jax.lax.top_k(jnp.matmul(user, item.T), k)
 
 
