@@ -47,20 +47,18 @@ def top_k(
             out of range, or if the parts of the slice do not fit together.
     """
     _check(representations, eval_slice, k)
-    user = np.asarray(representations.user, np.float32)
+    user = np.asarray(representations.user, np.float32)[eval_slice.users]
     item = np.asarray(representations.item, np.float32)[eval_slice.candidates]
     _check_finite(user, eval_slice.users, "user")
     _check_finite(item, eval_slice.candidates, "item")
-    _check_overflow(user[eval_slice.users], item)
+    _check_overflow(user, item)
     if method == "auto":
         method = "host" if jax.default_backend() == "cpu" else "device"
     if block_users is None:
         budget = _HOST_BLOCK if method == "host" else _DEVICE_BLOCK
         block_users = max(budget // max(len(item), 1), _MIN_USERS)
     hidden = _columns(eval_slice.exclude, eval_slice.candidates)
-    columns, scores = _blocks(
-        user, eval_slice.users, item, hidden, min(k, len(item)), block_users, method
-    )
+    columns, scores = _blocks(user, item, hidden, min(k, len(item)), block_users, method)
     return _pad(eval_slice, columns, scores, k)
 
 
@@ -165,16 +163,10 @@ def _exactly_k(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _blocks(
-    user: np.ndarray,
-    users: np.ndarray,
-    item: np.ndarray,
-    hidden: Csr,
-    k: int,
-    block: int,
-    method: str,
+    user: np.ndarray, item: np.ndarray, hidden: Csr, k: int, block: int, method: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best columns and scores of all users. All blocks are padded to one shape, one program."""
-    n = len(users)
+    n = len(user)
     columns = np.empty((n, k), np.int32)
     best = np.empty((n, k), np.float32)
     if not best.size:
@@ -199,7 +191,7 @@ def _blocks(
         size = rows.stop - rows.start
         part = _rows(hidden, rows)
         vectors = np.zeros((block, user.shape[1]), np.float32)
-        vectors[:size] = user[users[rows]]
+        vectors[:size] = user[rows]
         # Padding points past the last row, where a scatter with mode "drop" writes nothing.
         where = np.full((2, longest), block, np.int32)
         where[0, : len(part.indices)] = np.repeat(np.arange(size), part.counts)
@@ -282,8 +274,7 @@ def _check(representations: Representations | None, eval_slice: EvalSlice, k: in
 
 
 def _check_finite(vectors: np.ndarray, ids: np.ndarray, name: str) -> None:
-    chosen = vectors[ids] if name == "user" else vectors
-    bad = np.flatnonzero(~np.isfinite(chosen).all(1))
+    bad = np.flatnonzero(~np.isfinite(vectors).all(1))
     if len(bad):
         raise ValueError(
             f"the vector of {name} {ids[bad[0]]} is not finite ({len(bad)} such {name}s); "
@@ -294,7 +285,6 @@ def _check_finite(vectors: np.ndarray, ids: np.ndarray, name: str) -> None:
 def _check_overflow(user: np.ndarray, item: np.ndarray) -> None:
     if not user.size or not item.size:
         return
-    largest = np.linalg.norm(user.astype(np.float64), axis=1).max()
-    largest *= np.linalg.norm(item.astype(np.float64), axis=1).max()
-    if largest >= np.finfo(np.float32).max:
+    largest = user.shape[1] * float(np.abs(user).max()) * float(np.abs(item).max())
+    if largest >= float(np.finfo(np.float32).max):
         raise ValueError(f"scores may reach {largest:.1e} and overflow float32; scale the vectors")
