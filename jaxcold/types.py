@@ -14,6 +14,10 @@ class DataError(ValueError):
     """Bad input data; the message is one line that names the place and the remedy."""
 
 
+class MissingDataError(DataError):
+    """Files of a data set are absent."""
+
+
 class Csr(NamedTuple):
     """Compressed sparse rows: row r holds ``indices[indptr[r]:indptr[r + 1]]``."""
 

@@ -1,0 +1,69 @@
+"""Trains, evaluates and reports: the one entry point.
+
+python -m experiments.main --config=experiments/quickstart.py --workdir=runs/quickstart
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import base
+
+CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="FILE.py[:MODEL]")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results; made where it is absent.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a run of another config in --workdir.")
+
+EXAMPLE = "--config=experiments/quickstart.py --workdir=runs/quickstart"
+
+
+def _stop(message: object) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Absl's parser, except that a bad flag ends in one line and the names that would be right."""
+    try:
+        return flags.FLAGS(list(argv))
+    except base.ConfigError as error:
+        sys.exit(_stop(error))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        line = str(error).strip("'\"").replace("\\'", "'").replace("\\n", " ").splitlines()
+        _stop(" ".join(line) or repr(error))
+        try:
+            names = base.names(CONFIG.value)
+        except Exception:  # the config file itself is what is wrong
+            names = []
+        if names:
+            print("valid overrides: " + " ".join(f"--{name}" for name in names), file=sys.stderr)
+        sys.exit(2)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the experiment of the flags; returns the exit code."""
+    if len(argv) > 1:
+        return _stop(f"argument {argv[1]!r} is not understood; flags begin with --")
+    if not WORKDIR.value:
+        return _stop(f"--workdir is required; for example {EXAMPLE}")
+    try:
+        config = base.resolve(CONFIG.value)
+    except base.ConfigError as error:
+        return _stop(error)
+    # Slow imports, once the flags are known to be good.
+    from experiments import runner
+    from jaxcold.types import MissingDataError
+
+    try:
+        runner.run(config, pathlib.Path(WORKDIR.value), overwrite=OVERWRITE.value)
+    except MissingDataError as error:
+        return _stop(f"{error}\n\n{config.about.strip()}")
+    except (ValueError, FloatingPointError, OSError) as error:
+        return _stop(error)
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,290 @@
+"""A run, stage by stage: load, train a model per seed, evaluate, report."""
+
+import json
+import pathlib
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import config_dict
+from rich.console import Console
+
+from experiments.base import ConfigError
+from jaxcold import models
+from jaxcold.data.dataset import Dataset
+from jaxcold.data.loading import load
+from jaxcold.data.splits import write_split
+from jaxcold.eval import report
+from jaxcold.eval.figure import figure
+from jaxcold.eval.metrics import Metrics, evaluate
+from jaxcold.eval.rank import random_top_k, top_k
+from jaxcold.models import content_knn
+from jaxcold.train.loop import DivergedError, fit
+from jaxcold.train.optim import adam_coupled_l2, cosine
+from jaxcold.train.step import Step, TrainState, init_state, make_step
+from jaxcold.types import EvalSlice, Model, Representations
+
+CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
+TITLE = {1.0: "softmax", 1.5: "entmax15", 2.0: "sparsemax"}
+
+BySlice = Mapping[str, Metrics]
+
+
+class Run(NamedTuple):
+    """Everything that the seeds of a run share."""
+
+    config: config_dict.ConfigDict  # resolved
+    workdir: pathlib.Path
+    dataset: Dataset
+    slices: Mapping[str, EvalSlice]
+    model: Model
+    optimizer: Any
+    step: Step
+    console: Console
+
+
+def run(
+    config: config_dict.ConfigDict, workdir: pathlib.Path, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Runs an experiment.
+
+    Args:
+        config: from `experiments.base.resolve`.
+        workdir: receives config.json, split.npz, metrics.jsonl, TensorBoard events in ``tb``, a
+            figure, and at the end results.md and results.json.
+        overwrite: replace what an earlier run with another config left there.
+
+    Returns:
+        What results.json holds.
+    """
+    start = time.monotonic()
+    setup = _prepare(config, workdir, overwrite)
+    console = setup.console
+    by_seed = [_train(setup, seed) for seed in config.seeds]
+    console.print("evaluating the yardsticks ...")
+    baselines = _yardsticks(setup)
+    results = _results(setup, by_seed, baselines, time.monotonic() - start)
+    name = title(config)
+    if config.eval.figure:
+        shown = {name: by_seed[0]["test/cold"]}
+        shown |= {key: metrics[0]["test/cold"] for key, metrics in baselines.items()}
+        rows = report.read_rows(workdir / ROWS_FILE)
+        cutoff = _cutoff(config)
+        figure(workdir, rows, results, shown, name=name, cutoff=cutoff)
+    report.write_results(workdir, results, name=name)
+    report.print_table(results, name=name, cutoff=_cutoff(config), console=console)
+    shares = results.get("share_of_oracle", {})
+    share = shares.get(f"test/cold/ndcg@{_cutoff(config)}")
+    if share is not None:
+        console.print(f"  share of the achievable NDCG on cold test items: {share:.1%}")
+    console.print(f"  {results['seconds']:.0f} s; results in {workdir}", highlight=False)
+    return results
+
+
+def title(config: config_dict.ConfigDict) -> str:
+    """The model's name in tables: "SEMCo sparsemax"."""
+    alpha = config.model.alpha
+    return f"SEMCo {TITLE.get(alpha, f'alpha={alpha:g}')}"
+
+
+def _cutoff(config: config_dict.ConfigDict) -> int:
+    return 20 if 20 in config.eval.cutoffs else max(config.eval.cutoffs)
+
+
+def _prepare(config: config_dict.ConfigDict, workdir: pathlib.Path, overwrite: bool) -> Run:
+    console = Console()
+    plain = json.loads(config.to_json())
+    _check_workdir(workdir, plain, overwrite)
+    dataset = load(**config.data.to_dict())
+    split = dataset.split
+    console.print(
+        f"{dataset.name}: {dataset.interactions.num_users:,} users, "
+        f"{len(split.warm_items):,} warm and {len(split.cold_items):,} cold items, "
+        f"{len(split.train.user):,} training pairs, modes "
+        + ", ".join(f"{name} ({t.shape[1]})" for name, t in dataset.content.tables.items()),
+        highlight=False,
+    )
+    options = config.model.to_dict()
+    for other in ("l2", "tuned"):
+        options.pop(other)
+    model = models.build(
+        options.pop("name"),
+        dataset,
+        batch_size=config.train.batch_size,
+        stream=config.data.mmap and config.model.encode == "active",
+        **options,
+    )
+    schedule = cosine(config.train.learning_rate, config.train.epochs * model.steps_per_epoch)
+    optimizer = adam_coupled_l2(schedule, config.model.l2)
+    # Only now: bad input leaves the folder as it was.
+    _open_workdir(workdir, plain)
+    write_split(workdir / SPLIT_FILE, split)
+    step = make_step(model, optimizer)
+    return Run(config, workdir, dataset, split.slices(), model, optimizer, step, console)
+
+
+def _check_workdir(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir={workdir} is a file; name a folder")
+    try:
+        held = json.loads((workdir / CONFIG_FILE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return
+    ours, theirs = _flat(config), _flat(held)
+    changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    if changed and not overwrite:
+        raise ConfigError(
+            f"--workdir={workdir} holds a run with another config ({', '.join(changed[:3])} "
+            "differ); name another folder, or pass --overwrite to replace it"
+        )
+
+
+def _open_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Empties the folder of an earlier run's files, never of others, and claims it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name in (ROWS_FILE, "results.json", "results.md", "summary.png"):
+        (workdir / name).unlink(missing_ok=True)
+    for folder in ("tb", "models"):
+        shutil.rmtree(workdir / folder, ignore_errors=True)
+    report.write_atomic(workdir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {
+        name: value
+        for key, branch in tree.items()
+        for name, value in _flat(branch, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def _evaluate(setup: Run, vectors: Representations, where: str) -> Metrics:
+    piece, cutoffs = setup.slices[where], setup.config.eval.cutoffs
+    return evaluate(top_k(vectors, piece, max(cutoffs)), piece, cutoffs)
+
+
+def _train(setup: Run, seed: int) -> BySlice:
+    """Trains one seed; validation is looked at as it goes, test once at the end."""
+    config, model, workdir = setup.config, setup.model, setup.workdir
+    pairs = len(setup.dataset.split.train.user)
+    batch, steps, epochs = config.train.batch_size, model.steps_per_epoch, config.train.epochs
+    losses: list[float] = []
+    start = time.monotonic()
+    headline = f"val/cold/ndcg@{_cutoff(config)}"
+
+    with (
+        report.tensorboard(workdir / "tb" / f"seed_{seed}") as log,
+        report.Progress(
+            f"seed {seed}", total=pairs * epochs, unit="items", console=setup.console
+        ) as progress,
+    ):
+
+        def on_step(number: int, logs: Mapping[str, float]) -> None:
+            losses.append(logs["loss"])
+            last = (number + 1) % steps == 0
+            progress.advance(pairs - (steps - 1) * batch if last else batch, logs["loss"])
+            if number % 10 == 0:
+                log(number, {f"train/{name}": value for name, value in logs.items()})
+
+        def on_epoch(epoch: int, state: TrainState) -> None:
+            if epoch == epochs or epoch % config.train.eval_every:
+                return
+            vectors = model.represent(state.params, state.extra)
+            record(epoch, {"val/cold": _evaluate(setup, vectors, "val/cold")})
+
+        def record(epoch: int, metrics: BySlice) -> None:
+            values = report.flatten(metrics)
+            row = {
+                "seed": seed,
+                "epoch": epoch,
+                "step": epoch * steps,
+                "loss": float(np.mean(losses[-steps:])),
+                "seconds": time.monotonic() - start,
+                **values,
+            }
+            report.append_row(workdir / ROWS_FILE, row)
+            log(epoch * steps, values)
+            progress.say(
+                f"seed {seed}, epoch {epoch}/{epochs}: loss {row['loss']:.4f}, "
+                f"{headline} {values[headline]:.4f}"
+            )
+
+        state = init_state(model, setup.optimizer, seed)
+        try:
+            state = fit(
+                model,
+                setup.step,
+                state,
+                epochs=epochs,
+                seed=seed,
+                on_step=on_step,
+                on_epoch=on_epoch,
+            )
+        except DivergedError as error:
+            raise DivergedError(
+                f"{error}, seed {seed}; config {workdir / CONFIG_FILE}: try a lower "
+                "train.learning_rate or another model.tau"
+            ) from None
+        vectors = model.represent(state.params, state.extra)
+        metrics = {where: _evaluate(setup, vectors, where) for where in setup.slices}
+        record(epochs, metrics)
+    return metrics
+
+
+def _yardsticks(setup: Run) -> dict[str, list[BySlice]]:
+    """Metrics of chance (one ranking a seed), of content-KNN, and of the oracle if there is one."""
+    dataset, cutoffs = setup.dataset, setup.config.eval.cutoffs
+    content = {
+        name: np.where(dataset.content.present[name][:, None], table, 0)
+        for name, table in dataset.content.tables.items()
+    }
+    found = {
+        "random": [
+            {
+                where: evaluate(random_top_k(piece, max(cutoffs), seed), piece, cutoffs)
+                for where, piece in setup.slices.items()
+            }
+            for seed in setup.config.seeds
+        ]
+    }
+    fixed = {"content_knn": content_knn.represent(content, dataset.split.train.by_user())}
+    if dataset.oracle is not None:
+        fixed["oracle"] = dataset.oracle
+    for name, vectors in fixed.items():
+        found[name] = [{where: _evaluate(setup, vectors, where) for where in setup.slices}]
+    return found
+
+
+def _summary(by_seed: list[BySlice]) -> dict[str, Any]:
+    flat = [report.flatten(metrics) for metrics in by_seed]
+    return report.summarise({name: [values[name] for values in flat] for name in flat[0]})
+
+
+def _results(
+    setup: Run, by_seed: list[BySlice], baselines: dict[str, list[BySlice]], seconds: float
+) -> dict[str, Any]:
+    cutoff = _cutoff(setup.config)
+    summaries = {name: _summary(metrics) for name, metrics in baselines.items()}
+    metrics = _summary(by_seed)
+    results = {
+        "config": json.loads(setup.config.to_json()),
+        "metrics": metrics,
+        "baselines": summaries,
+        "comparisons": {
+            f"{where}/{name}": test
+            for where in ("test/cold", "test/cold_own", "test/warm")
+            for name, test in report.compare(
+                [m[where] for m in by_seed],
+                [m[where] for m in baselines["content_knn"]],
+                [f"ndcg@{cutoff}", f"recall@{cutoff}"],
+            ).items()
+        },
+        "seconds": seconds,
+        "peak_memory_bytes": report.peak_memory(),
+    }
+    if "oracle" in summaries:
+        results["share_of_oracle"] = report.share_of_oracle(metrics, summaries["oracle"])
+    return results
