@@ -1,37 +1,271 @@
-"""Search for the one threshold that makes a thresholded power sum to one.
+"""Search for the one number per row that makes the entmax probabilities sum to one.
 
-For ``s = (alpha - 1) z`` the alpha-entmax probabilities are
-``max(s - eta, 0) ** (1 / (alpha - 1))``.
+With ``u = scale * (z - max z)`` and ``e = alpha - 1`` the probabilities of a row are
+
+    p = max(e u - eta, 0) ** (1 / e) = max(1 + e (u - level), 0) ** (1 / e),  eta = e level - 1.
+
+The two forms are one curve, and rounding decides between them: ``eta`` keeps its digits where many
+entries share the mass (large alpha), ``level`` tends to the log-sum-exp as alpha tends to 1 and
+keeps its own there. ``cut`` below is ``level`` for alpha < 1.5 and ``eta`` from 1.5 on.
+
+The search is Newton's method on ``F ** e``, F being the sum of p. For alpha <= 2 that is a norm of
+``max(e u - eta, 0)``, hence convex and decreasing in the cut: started left of the root it never
+passes it, and on one entry or on equal entries a single step is exact. For sparsemax it visits
+the same points as the finite algorithm of Michelot (1986). A bracket around the root and a
+bisection at every other step, after sixteen steps or for alpha > 2 from the start, bound the time
+for any input; the loop ends on its residual, never on a count.
 """
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+METHODS = ("auto", "sort", "newton", "bisect")
 
-def threshold(s: jax.Array, alpha: float | jax.Array) -> jax.Array:
-    """The eta at which ``max(s - eta, 0) ** (1 / (alpha - 1))`` sums to one over the last axis.
+# Elements of one block on a CPU: half a megabyte of float32 stays in the cache of a core while the
+# search passes over it.
+_BLOCK = 1 << 17
+
+
+class How(NamedTuple):
+    """What is static in a search."""
+
+    alpha: float | None  # None: alpha is an array
+    method: str = "auto"
+    k: int | None = None  # entries that `sort` looks at first
+
+
+class Cut(NamedTuple):
+    """All that the probabilities of a row need besides its logits; each is [...]."""
+
+    top: jax.Array  # largest logit; 0 for a row of -inf
+    cut: jax.Array  # eta or level, see the module
+    mass: jax.Array  # what the probabilities sum to before they are divided by it
+    energy: jax.Array  # their sum of p ** alpha
+
+
+def _sort_start(t: jax.Array, how: How) -> jax.Array:
+    """Threshold of rows [r, n] of scaled logits from their sorted prefix; alpha 1.5 or 2."""
+    n = t.shape[-1]
+
+    def prefix(t: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        ordered = jax.lax.top_k(t, count)[0]
+        size = jnp.arange(1, count + 1, dtype=t.dtype)[None]
+        total = jnp.cumsum(ordered, -1)
+        if how.alpha == 2:
+            eta = (total - 1) / size
+        else:
+            mean = total / size
+            spread = jnp.cumsum(ordered**2, -1) - mean * total
+            eta = mean - jnp.sqrt(jnp.maximum((1 - spread) / size, 0))
+        inside = (ordered > eta).sum(-1)
+        at = jnp.maximum(inside - 1, 0)[:, None]
+        return jnp.take_along_axis(eta, at, -1)[:, 0], inside
+
+    if how.k is None or how.k >= n:
+        return prefix(t, n)[0]
+    eta, inside = prefix(t, max(how.k, 1))
+    # A support as large as the prefix may go on behind it.
+    return jax.lax.cond(jnp.any(inside >= how.k), lambda: prefix(t, n)[0], lambda: eta)
+
+
+def _near_one(how: How, e: jax.Array) -> jax.Array | bool:
+    return e < 0.5 if how.alpha is None else how.alpha < 1.5
+
+
+def expm1_over(x: jax.Array) -> jax.Array:
+    """``(exp(x) - 1) / x``, 1 at 0; its derivatives are right there too."""
+    small = jnp.abs(x) < 1e-2
+    safe = jnp.where(small, 1, x)
+    series = 1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7)))))
+    return jnp.where(small, series, jnp.expm1(safe) / safe)
+
+
+def work(u: jax.Array, e: jax.Array, how: How) -> jax.Array:
+    """What the cut is subtracted from, [..., n]; entries at the floor have no probability."""
+    far = jnp.maximum(e * u, -1)
+    if how.alpha is not None and how.alpha >= 1.5:
+        return far
+    near = jnp.maximum(u, -1 / e)
+    return near if how.alpha is not None else jnp.where(_near_one(how, e), near, far)
+
+
+def log_probability(d: jax.Array, e: jax.Array, how: How) -> jax.Array:
+    """Logarithm of p from ``d = work - cut``, [..., n]; -inf outside the support."""
+    near = _near_one(how, e)
+    by_eta = jnp.where(d > 0, jnp.log(jnp.where(d > 0, d, 1)) / jnp.where(near, 1, e), -jnp.inf)
+    if near is False:
+        return by_eta
+    y = e * jnp.where(d > -jnp.inf, d, 0)
+    inside = (y > -1) & (d > -jnp.inf)
+    y = jnp.where(inside & (y != 0), y, 1)
+    ratio = jnp.where(e * d == 0, 1, jnp.log1p(y) / y)
+    by_level = jnp.where(inside, d * ratio, -jnp.inf)
+    return by_level if how.alpha is not None else jnp.where(near, by_level, by_eta)
+
+
+def _sums(
+    t: jax.Array, cut: jax.Array, e: jax.Array, how: How, cached: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Sums of p and of ``p ** (2 - alpha)`` over the support, for rows [r, n] of `work`."""
+    # XLA:CPU evaluates a shared operand again inside each reduction and compares slowly. While the
+    # rows sit in a cache it is cheaper to write the array once (hence the barriers) and to count
+    # the support by clipping: an entry above the cut exceeds it by a rounding unit of the cut at
+    # least, which is far above the clip.
+    keep = jax.lax.optimization_barrier if cached else lambda a: a
+    if how.alpha in (1.5, 2):
+        d = keep(jnp.maximum(t - cut[:, None], 0))
+        if how.alpha == 1.5:
+            return (d * d).sum(-1), d.sum(-1)
+        if not cached:
+            return d.sum(-1), (d > 0).sum(-1, dtype=d.dtype)
+        clip = 2.0**-100 if t.dtype == jnp.float64 else 2.0**-60
+        return d.sum(-1), keep(jnp.minimum(d, clip)).sum(-1) / clip
+    log_p = keep(log_probability(t - cut[:, None], e, how))
+    inside = log_p > -jnp.inf
+    w = jnp.where(inside, jnp.exp((1 - e) * jnp.where(inside, log_p, 0)), 0)
+    return jnp.exp(log_p).sum(-1), w.sum(-1)
+
+
+def _energy(t: jax.Array, cut: jax.Array, e: jax.Array, how: How) -> jax.Array:
+    """Sum of ``p ** alpha`` for rows [r, n] of `work`."""
+    d = jnp.maximum(t - cut[:, None], 0)
+    if how.alpha == 2:
+        return (d * d).sum(-1)
+    if how.alpha == 1.5:
+        return (d * d * d).sum(-1)
+    return jnp.exp((1 + e) * log_probability(t - cut[:, None], e, how)).sum(-1)
+
+
+def _search(
+    z: jax.Array, scale: jax.Array, alpha: jax.Array, how: How, energy: bool, cached: bool
+) -> Cut:
+    """`solve` for rows: z [r, n], alpha [r]."""
+    n = z.shape[-1]
+    top = z.max(-1)
+    empty = top == -jnp.inf
+    top = jnp.where(empty, 0, top)
+    u = scale * (z - top[:, None])
+    if how.alpha == 1:
+        total = jnp.where(empty, 1, jnp.exp(u).sum(-1))
+        one = jnp.where(empty, 1.0, jnp.ones_like(top))
+        return Cut(top, jnp.log(total), one, one)
+    row_e = alpha - 1 if how.alpha is None else jnp.asarray(how.alpha - 1, z.dtype)
+    e = row_e[:, None] if how.alpha is None else row_e
+    t = work(u, e, how)
+    near = _near_one(how, row_e)
+
+    # At the largest logit p lies between 1 / n and 1. With alpha <= 2 Jensen's inequality gives a
+    # second lower bound, which is the root itself for equal entries.
+    log_n = jnp.log(jnp.asarray(n, z.dtype))
+    high = jnp.where(near, log_n * expm1_over(-row_e * log_n), -jnp.exp(-row_e * log_n))
+    low = jnp.where(near, jnp.zeros_like(row_e), -1)
+    mean = t.mean(-1)
+    eps = jnp.finfo(z.dtype).eps
+    by_mean = mean + high - 4 * eps * jnp.abs(mean)
+    low = jnp.where((row_e <= 1) & (by_mean > low) & ~empty, by_mean, low)
+    high = jnp.where(high > low, high, low)
+
+    start = low
+    if how.method == "sort":
+        start = jnp.clip(_sort_start(t, how), low, high)
+    # Newton leaves the left of the root only for alpha > 2.
+    patience = 16 if how.alpha is not None and how.alpha <= 2 else 0
+    mass, weight = _sums(t, start, e, how, cached)
+
+    def unfinished(mass: jax.Array) -> jax.Array:
+        return jnp.abs(mass - 1) > 8 * eps
+
+    def advance(state: tuple) -> tuple:
+        step, active, cut, low, high, mass, weight = state
+        low = jnp.where(active & (mass >= 1), cut, low)
+        high = jnp.where(active & (mass < 1), cut, high)
+        log_mass = jnp.log(mass)
+        newton = mass / weight * log_mass * expm1_over(-row_e * log_mass)
+        newton = cut + jnp.where(near, newton, row_e * newton)
+        usable = (newton >= low) & (newton <= high)
+        if how.method == "bisect":
+            usable = jnp.zeros_like(usable)
+        else:
+            usable &= (step < patience) | (step % 2 == 0)
+        moved = jnp.where(active, jnp.where(usable, newton, (low + high) / 2), cut)
+        mass, weight = _sums(t, moved, e, how, cached)
+        active &= unfinished(mass) & (moved != cut)
+        return step + 1, active, moved, low, high, mass, weight
+
+    first = (0, unfinished(mass) & ~empty, start, low, high, mass, weight)
+    last = jax.lax.while_loop(lambda state: jnp.any(state[1]), advance, first)
+    cut, mass = last[2], jnp.where(empty, 1, last[5])
+    return Cut(top, cut, mass, _energy(t, cut, e, how) if energy else mass)
+
+
+def _search_in_blocks(
+    z: jax.Array, scale: jax.Array, alpha: jax.Array, how: How, energy: bool
+) -> Cut:
+    """The same, a cache full of rows at a time."""
+    rows, n = z.shape
+    block = max(1, _BLOCK // n)
+    search = functools.partial(_search, how=how, energy=energy, cached=True)
+    whole = rows - rows % block
+    if whole <= block:
+        return _search(z, scale, alpha, how, energy, cached=rows * n <= _BLOCK)
+    cut = jax.lax.map(
+        lambda part: search(part[0], scale, part[1]),
+        (z[:whole].reshape(-1, block, n), alpha[:whole].reshape(-1, block)),
+    )
+    cut = jax.tree.map(lambda a: a.reshape(whole), cut)
+    if whole == rows:
+        return cut
+    rest = search(z[whole:], scale, alpha[whole:])
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cut, rest)
+
+
+def solve(
+    z: jax.Array,
+    alpha: jax.Array,
+    how: How,
+    scale: jax.Array | float = 1.0,
+    energy: bool = False,
+) -> Cut:
+    """The cut of every row.
 
     Args:
-        s: [..., n] float32 or float64 scaled logits, ``(alpha - 1) * z``; -inf entries are inert.
-        alpha: above 1; a float, or an array that broadcasts against ``s`` without its last axis.
+        z: [..., n] float32 or float64 logits, largest finite; -inf entries are inert.
+        alpha: [...] or scalar, used where ``how.alpha`` is None.
+        how: the static part.
+        scale: scalar, multiplies the logits.
+        energy: also sum ``p ** alpha``.
 
     Returns:
-        [...] thresholds, in ``[max(s) - 1, max(s))``; +inf for a row without a finite entry.
+        The cut, each array [...].
     """
-    n = s.shape[-1]
-    power = 1.0 / (jnp.broadcast_to(jnp.asarray(alpha, s.dtype), s.shape[:-1]) - 1.0)
-    top = s.max(-1)
-    empty = top == -jnp.inf
-    x = s - jnp.where(empty, 0.0, top)[..., None]
-    low = jnp.zeros_like(top) - 1.0
-    high = low + 1.0 - (1.0 / n) ** (1.0 / power)
+    batch, n = z.shape[:-1], z.shape[-1]
+    alpha = jnp.asarray(alpha if how.alpha is None else how.alpha, z.dtype)
+    alpha = jnp.broadcast_to(alpha, batch).reshape(-1)
+    arguments = z.reshape(-1, n), jnp.asarray(scale, z.dtype), alpha
+    cut = jax.lax.platform_dependent(
+        *arguments,
+        cpu=functools.partial(_search_in_blocks, how=how, energy=energy),
+        default=functools.partial(_search, how=how, energy=energy, cached=False),
+    )
+    return jax.tree.map(lambda a: a.reshape(batch), cut)
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        above = jnp.maximum(x - middle[..., None], 0.0)
-        mass = jnp.where(above > 0, above ** power[..., None], 0.0).sum(-1)
-        return jnp.where(mass >= 1, middle, low), jnp.where(mass >= 1, high, middle)
 
-    low, _ = jax.lax.fori_loop(0, 60 if s.dtype == jnp.float64 else 30, halve, (low, high))
-    return jnp.where(empty, jnp.inf, low + jnp.where(empty, 0.0, top))
+def probabilities(
+    z: jax.Array, cut: Cut, alpha: jax.Array, how: How, scale: jax.Array | float = 1.0
+) -> jax.Array:
+    """The probabilities [..., n] at a cut of `solve`, by one elementwise expression."""
+    e = alpha[..., None] - 1 if how.alpha is None else jnp.asarray(how.alpha - 1, z.dtype)
+    u = scale * (z - cut.top[..., None])
+    if how.alpha == 1:
+        return jnp.exp(u - cut.cut[..., None])
+    d = work(u, e, how) - cut.cut[..., None]
+    if how.alpha == 2:
+        p = jnp.maximum(d, 0)
+    elif how.alpha == 1.5:
+        p = jnp.maximum(d, 0) ** 2
+    else:
+        p = jnp.exp(log_probability(d, e, how))
+    return p / cut.mass[..., None]
