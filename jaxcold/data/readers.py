@@ -386,6 +386,8 @@ def _explain(
                 )
             for name in wanted:
                 value = fields[header.index(name)]
+                if value.isascii() and value.isdecimal() and len(value) < 19:
+                    continue
                 whole = re.fullmatch(r"\s*([+-]?\d+)(\.0*)?\s*", value, re.ASCII)
                 if not whole:
                     raise DataError(

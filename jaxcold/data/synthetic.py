@@ -1,13 +1,15 @@
 """The embedded data set: users and items on a sphere, so that the best ranking is known.
 
-Users and items have latent unit vectors u and z. A user takes items without replacement with
-probability proportional to exp(sharpness * u.z); no ranking can therefore beat u.z on average.
-Users share a direction and gather around few tastes, which makes some items popular.
+Users and items have latent unit vectors u and z, and an item has an exposure that has nothing to
+do with them. A user takes items without replacement with probability proportional to
+exp(sharpness * u.z + exposure). Exposure makes some items popular and cannot be told from content;
+of items that nobody has taken yet, no ranking is therefore better on average than u.z, the oracle.
 
 Content shows the latents only in part: each of two modes is a nonlinear view of some of the
 coordinates, among nuisance directions of larger variance that no user cares about. A method that
 compares raw content is misled by them; one that learns from interactions which directions matter
-can come close to the oracle.
+can come close to the oracle. (A user known only by the mean of the true latents of the training
+items reaches 0.9 of the oracle's NDCG@20.)
 """
 
 import numpy as np
@@ -19,7 +21,6 @@ from jaxcold.types import Representations
 LATENT = 8
 MODES = {"text": (0, 5, 48), "image": (3, 8, 32)}  # first and end latent coordinate, width
 NUISANCE = 8  # directions per mode
-SHARED = 0.5  # length of the direction that all users have in common, against taste 1
 FEWEST = 8  # interactions of a user
 
 
@@ -28,7 +29,7 @@ def make(
     users: int = 2000,
     items: int = 1500,
     per_user: float = 30.0,
-    tastes: int = 24,
+    popularity: float = 0.7,
     sharpness: float = 10.0,
     nuisance: float = 2.0,
 ) -> Dataset:
@@ -39,7 +40,7 @@ def make(
         users: U.
         items: I.
         per_user: mean number of interactions of a user.
-        tastes: directions around which users gather, some more than others.
+        popularity: standard deviation of the exposures; exp(exposure) multiplies an item's odds.
         sharpness: how strictly users follow their preference; 0 is taking items at random.
         nuisance: standard deviation of the irrelevant content directions, the relevant being 1.
 
@@ -48,15 +49,11 @@ def make(
     """
     generator = np.random.default_rng(seed)
     item = _unit(generator.normal(size=(items, LATENT)))
-    centre = _unit(generator.normal(size=(tastes, LATENT)))
-    shared = SHARED * _unit(generator.normal(size=(1, LATENT)))
-    weight = 1 / np.arange(1, tastes + 1)
-    taste = generator.choice(tastes, size=users, p=weight / weight.sum())
-    spread = generator.normal(size=(users, LATENT)) / np.sqrt(LATENT)
-    user = _unit(shared + centre[taste] + spread)
+    user = _unit(generator.normal(size=(users, LATENT)))
+    exposure = generator.normal(scale=popularity, size=items)
 
     # The largest of score + Gumbel noise are a sample without replacement of the softmax.
-    score = sharpness * (user @ item.T)
+    score = sharpness * (user @ item.T) + exposure
     order = np.argsort(-(score + generator.gumbel(size=score.shape)), axis=1)
     count = FEWEST + generator.geometric(1 / max(1.0, per_user - FEWEST), size=users)
     count = np.minimum(count, max(1, items // 3))
