@@ -15,6 +15,7 @@ from jaxcold.sparse import fenchel_young_loss, linear
 from jaxcold.sparse.linear import linear_entmax_loss, linear_softmax_loss
 
 ALPHAS = (1.0, 1.25, 1.5, 2.0)
+SOME = (1.0, 1.5)  # where another alpha compiles the same structure once more
 ROWS, ITEMS, WIDTH = 37, 900, 6  # neither a multiple of the blocks below
 BLOCK = (16, 128)
 
@@ -61,8 +62,8 @@ def value_and_gradients(h, W, bias, tau, targets, where, cotangent, alpha, block
     return loss, gradients
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("scale", [1e-4, 0.1, 1.0, 20.0])
+@pytest.mark.parametrize("alpha", ALPHAS)
 def test_equals_an_independent_reference(x64, alpha, scale):
     h, W, bias, targets, where = problem(scale=scale)
     tau, c = 0.7, np.random.default_rng(9).normal(size=ROWS)
@@ -92,7 +93,7 @@ def dense(h, W, bias, targets, where, cotangent, alpha):
     return loss, gradients
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     log_scale=st.floats(-6, 3),
@@ -139,7 +140,7 @@ def test_softmax_twin():
     )
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", SOME)
 def test_ignored_rows_change_nothing(alpha):
     h, W, bias, targets, where = problem(dtype=np.float32)
     kept = np.arange(ROWS) % 3 > 0
@@ -154,7 +155,7 @@ def test_ignored_rows_change_nothing(alpha):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", SOME)
 def test_dropped_targets_and_dropped_catalogues(alpha):
     h, W, bias, targets, where = problem(dtype=np.float32)
     where[targets[0]] = False
@@ -171,7 +172,7 @@ def test_dropped_targets_and_dropped_catalogues(alpha):
     assert not any(g.any() for g in gradients)
 
 
-@pytest.mark.parametrize("alpha", [1.25, 1.5, 2.0])
+@pytest.mark.parametrize("alpha", [1.5, 2.0])
 def test_zero_at_the_target_and_finite_at_large_logits(alpha):
     W = np.eye(ITEMS, WIDTH, dtype=np.float32)
     h = 1e5 * np.eye(WIDTH, dtype=np.float32)
@@ -185,7 +186,7 @@ def test_zero_at_the_target_and_finite_at_large_logits(alpha):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("alpha", SOME)
 def test_half_precision_accumulates_in_float32(dtype, alpha):
     h, W, bias, targets, where = problem(dtype=np.float32)
     h, W = jnp.asarray(h, dtype), jnp.asarray(W, dtype)
@@ -202,7 +203,7 @@ def test_half_precision_accumulates_in_float32(dtype, alpha):
         np.testing.assert_allclose(got.astype(np.float32), want, rtol=limit, atol=1e-5)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 1.5])
+@pytest.mark.parametrize("alpha", SOME)
 def test_every_block_size_gives_the_same(x64, alpha):
     h, W, bias, targets, where = problem()
     c = np.ones(ROWS)
@@ -240,7 +241,7 @@ def temporary_bytes(f, rows, items, width=32):
     return program.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("alpha", [1.0, 1.5])
+@pytest.mark.parametrize("alpha", SOME)
 def test_memory_is_linear_in_rows_and_items_not_in_their_product(alpha):
     def blocked(h, W, targets):
         return linear_entmax_loss(h, W, targets, alpha, block=(16, 512))
@@ -279,7 +280,7 @@ def test_one_trace_per_shape_under_jit_scan_and_remat():
     assert (np.diff(values) < 0).all()
 
 
-@pytest.mark.parametrize("alpha", [1.0, 1.5])
+@pytest.mark.parametrize("alpha", SOME)
 def test_rows_sharded_over_devices(alpha):
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
     h, W, bias, targets, _ = problem(rows=64, dtype=np.float32)

@@ -30,6 +30,7 @@ class _Static(NamedTuple):
     alpha: float
     rows: int
     columns: int
+    method: str = "xla"
 
 
 class _Solution(NamedTuple):
@@ -42,8 +43,15 @@ class _Solution(NamedTuple):
     reached: jax.Array  # bool[rows, column blocks]: has support, or the target, in the block
 
 
+def _dot(a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """``a @ b.T`` accumulated in ``dtype``; the passes must agree, so float32 is not truncated."""
+    dimensions = (((1,), (1,)), ((), ()))
+    precision = lax.Precision.HIGHEST if a.dtype == dtype else None
+    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=dtype)
+
+
 def _logits(h: jax.Array, W: jax.Array, offset: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
-    z = lax.dot_general(h, W, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+    z = _dot(h, W, dtype)
     return z if offset is None else z + offset[None, :]
 
 
@@ -67,24 +75,46 @@ def _power(t: jax.Array, exponent: float) -> jax.Array:
     return jnp.where(t > 0, t**exponent, 0.0)
 
 
+def _sums(u: jax.Array, eta: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is summed at a threshold: t^q, t^(q-1) and t^(q+1), t = max(u - eta, 0)."""
+    q = 1.0 / (alpha - 1.0)
+    t = jnp.maximum(u - eta, 0.0)
+    return _power(t, q), _power(t, q - 1.0), _power(t, q + 1.0)
+
+
+def _newton_move(mass: jax.Array, slope: jax.Array, alpha: float) -> jax.Array:
+    """Newton's step on the q-norm from the sums of t^q and t^(q-1); 0 where nothing is above."""
+    excess = mass - mass ** (2.0 - alpha)
+    return jnp.where(slope > 0, excess / jnp.where(slope > 0, slope, 1.0), 0.0)
+
+
+def _entmax_loss(
+    mass: jax.Array, eta: jax.Array, target: jax.Array, tau: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """Loss and entropy from the sum of ``p ** alpha``, the threshold and the target's logit.
+
+    The dual form: stationary in eta, so the threshold's rounding enters only squared.
+    """
+    loss = tau / (alpha - 1.0) * ((mass - target + eta) + (1.0 - mass) / alpha)
+    return loss, (1.0 - mass) / (alpha * (alpha - 1.0))
+
+
 def _newton(u: jax.Array, low: jax.Array, alpha: float) -> jax.Array:
     """Threshold of each row of ``u`` [rows, n] from a lower bound ``low`` [rows] of it.
 
     Newton's iteration on the q-norm of ``max(u - eta, 0)``, q = 1 / (alpha - 1) >= 1. The norm is
     convex and falling in eta, so from the left of the root the iterates never overshoot, and
     norm-minus-one times slope shrinks fourfold each step (at q = 1 this is Michelot's algorithm).
+    A step to the left can only repair rounding: it is taken, and it is the last.
     """
-    q = 1.0 / (alpha - 1.0)
 
     def step(
         state: tuple[jax.Array, jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         eta, _, count = state
-        t = jnp.maximum(u - eta[:, None], 0.0)
-        mass, slope = _power(t, q).sum(1), _power(t, q - 1.0).sum(1)
-        excess = mass - mass ** (1.0 - 1.0 / q)
-        move = jnp.where(slope > 0, excess / jnp.where(slope > 0, slope, 1.0), 0.0)
-        return eta + jnp.maximum(move, 0.0), move, count + 1
+        mass, slope, _ = _sums(u, eta[:, None], alpha)
+        move = _newton_move(mass.sum(1), slope.sum(1), alpha)
+        return eta + move, move, count + 1
 
     def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         eta, move, count = state
@@ -117,8 +147,7 @@ def _entmax_rows(
 
     def solve(u: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
         eta = _newton(u, low, alpha)
-        t = jnp.maximum(u - eta[:, None], 0.0)
-        return eta, _power(t, q + 1.0).sum(1)
+        return eta, _sums(u, eta[:, None], alpha)[2].sum(1)
 
     def everywhere(low: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = z * scale - shift[:, None]
@@ -159,9 +188,7 @@ def _solve_rows(z: jax.Array, targets: jax.Array, tau: jax.Array, static: _Stati
         loss = tau * (eta - target)
     else:
         eta, mass = _entmax_rows(z, top, scale, shift, alpha)
-        entropy = (1.0 - mass) / (alpha * (alpha - 1.0))
-        # The dual form: stationary in eta, so the threshold's rounding enters only squared.
-        loss = tau / (alpha - 1.0) * ((mass - target + eta) + (1.0 - mass) / alpha)
+        loss, entropy = _entmax_loss(mass, eta, target, tau, alpha)
     blocks = -(-n // static.columns)
     support = _probabilities(top, eta, alpha) > 0
     per_block = static.columns // _GROUP
@@ -205,6 +232,14 @@ def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, like: tuple[jax.Array, ...]
     return jnp.broadcast_to(zero, shape)
 
 
+def _forward(h, W, offset, tau, targets, static):  # type: ignore[no-untyped-def]
+    if static.method == "pallas":
+        from jaxcold.sparse import _pallas  # slow to import, and few need it
+
+        return _pallas.solve(h, W, offset, tau, targets, static)
+    return _solve(h, W, offset, tau, targets, static)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _linear_loss(
     h: jax.Array,
@@ -214,11 +249,11 @@ def _linear_loss(
     targets: jax.Array,
     static: _Static,
 ) -> jax.Array:
-    return _solve(h, W, offset, tau, targets, static).loss
+    return _forward(h, W, offset, tau, targets, static).loss
 
 
 def _linear_loss_forward(h, W, offset, tau, targets, static):  # type: ignore[no-untyped-def]
-    solution = _solve(h, W, offset, tau, targets, static)
+    solution = _forward(h, W, offset, tau, targets, static)
     return solution.loss, (h, W, offset, tau, targets, solution)
 
 
@@ -368,7 +403,7 @@ def linear_entmax_loss(
     arrays = (h, W, targets, tau) if offset is None else (h, W, targets, tau, offset)
     h, W, targets, tau, *rest = (a + _zeros((), a.dtype, arrays) for a in arrays)
     row_block, columns = block or (_ROWS, max(_COLUMNS, -(-n // _MAX_COLUMN_BLOCKS)))
-    static = _Static(alpha, min(row_block, rows), -(-columns // _GROUP) * _GROUP)
+    static = _Static(alpha, min(row_block, rows), -(-columns // _GROUP) * _GROUP, method)
     return _compiled_loss(h, W, rest[0] if rest else None, tau, targets, static)
 
 
