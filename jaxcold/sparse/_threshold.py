@@ -43,6 +43,7 @@ class Cut(NamedTuple):
     top: jax.Array  # largest logit; 0 for a row of -inf
     cut: jax.Array  # eta or level, see the module
     mass: jax.Array  # what the probabilities sum to before they are divided by it
+    weight: jax.Array  # their sum of p ** (2 - alpha) over the support
     energy: jax.Array  # their sum of p ** alpha
 
 
@@ -109,24 +110,27 @@ def log_probability(d: jax.Array, e: jax.Array, how: How) -> jax.Array:
 def _sums(
     t: jax.Array, cut: jax.Array, e: jax.Array, how: How, cached: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums of p and of ``p ** (2 - alpha)`` over the support, for rows [r, n] of `work`."""
-    # XLA:CPU evaluates a shared operand again inside each reduction and compares slowly. While the
-    # rows sit in a cache it is cheaper to write the array once (hence the barriers) and to count
-    # the support by clipping: an entry above the cut exceeds it by a rounding unit of the cut at
-    # least, which is far above the clip.
-    keep = jax.lax.optimization_barrier if cached else lambda a: a
+    """Sums of p and of ``p ** (2 - alpha)`` over the support, for rows [r, n] of `work`.
+
+    XLA:CPU writes a shared operand of several reductions once, the fast way while it stays in the
+    cache, but compares slowly: ``cached`` counts the support by clipping. An entry above the cut
+    exceeds it by a rounding unit of the cut at least, which is far above the clip.
+    """
     if how.alpha in (1.5, 2):
-        d = keep(jnp.maximum(t - cut[:, None], 0))
+        d = jnp.maximum(t - cut[:, None], 0)
         if how.alpha == 1.5:
             return (d * d).sum(-1), d.sum(-1)
         if not cached:
             return d.sum(-1), (d > 0).sum(-1, dtype=d.dtype)
         clip = 2.0**-100 if t.dtype == jnp.float64 else 2.0**-60
-        return d.sum(-1), keep(jnp.minimum(d, clip)).sum(-1) / clip
-    log_p = keep(log_probability(t - cut[:, None], e, how))
+        d = jax.lax.optimization_barrier(d)
+        count = jax.lax.optimization_barrier(jnp.minimum(d, clip)).sum(-1) / clip
+        return d.sum(-1), count
+    log_p = log_probability(t - cut[:, None], e, how)
     inside = log_p > -jnp.inf
-    w = jnp.where(inside, jnp.exp((1 - e) * jnp.where(inside, log_p, 0)), 0)
-    return jnp.exp(log_p).sum(-1), w.sum(-1)
+    safe = jnp.where(inside, log_p, 0)
+    mass = jnp.where(inside, jnp.exp(safe), 0).sum(-1)
+    return mass, jnp.where(inside, jnp.exp((1 - e) * safe), 0).sum(-1)
 
 
 def _energy(t: jax.Array, cut: jax.Array, e: jax.Array, how: How) -> jax.Array:
@@ -135,7 +139,7 @@ def _energy(t: jax.Array, cut: jax.Array, e: jax.Array, how: How) -> jax.Array:
     if how.alpha == 2:
         return (d * d).sum(-1)
     if how.alpha == 1.5:
-        return (d * d * d).sum(-1)
+        return jnp.einsum("ij,ij->i", d * d, d, precision="highest")
     return jnp.exp((1 + e) * log_probability(t - cut[:, None], e, how)).sum(-1)
 
 
@@ -151,7 +155,7 @@ def _search(
     if how.alpha == 1:
         total = jnp.where(empty, 1, jnp.exp(u).sum(-1))
         one = jnp.where(empty, 1.0, jnp.ones_like(top))
-        return Cut(top, jnp.log(total), one, one)
+        return Cut(top, jnp.log(total), one, one, one)
     row_e = alpha - 1 if how.alpha is None else jnp.asarray(how.alpha - 1, z.dtype)
     e = row_e[:, None] if how.alpha is None else row_e
     t = work(u, e, how)
@@ -197,8 +201,8 @@ def _search(
 
     first = (0, unfinished(mass) & ~empty, start, low, high, mass, weight)
     last = jax.lax.while_loop(lambda state: jnp.any(state[1]), advance, first)
-    cut, mass = last[2], jnp.where(empty, 1, last[5])
-    return Cut(top, cut, mass, _energy(t, cut, e, how) if energy else mass)
+    cut, mass, weight = last[2], jnp.where(empty, 1, last[5]), last[6]
+    return Cut(top, cut, mass, weight, _energy(t, cut, e, how) if energy else mass)
 
 
 def _search_in_blocks(

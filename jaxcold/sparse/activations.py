@@ -42,7 +42,7 @@ def alpha_of(how: How, alpha: jax.Array) -> float | jax.Array:
     return alpha[..., None] if how.alpha is None else how.alpha
 
 
-def _power(p: jax.Array, exponent: float | jax.Array) -> jax.Array:
+def power_on_support(p: jax.Array, exponent: float | jax.Array) -> jax.Array:
     """``p ** exponent`` on the support, 0 elsewhere, with finite derivatives there."""
     inside = p > 0
     if isinstance(exponent, float) and exponent == 0:
@@ -55,7 +55,7 @@ def _power(p: jax.Array, exponent: float | jax.Array) -> jax.Array:
 
 def jacobian_times(p: jax.Array, v: jax.Array, alpha: float | jax.Array) -> jax.Array:
     """``J v`` with ``J = diag(w) - w w' / sum(w)``, ``w = p ** (2 - alpha)`` on the support."""
-    w = _power(p, 2 - alpha)
+    w = power_on_support(p, 2 - alpha)
     total = w.sum(-1, keepdims=True)
     mean = (w * v).sum(-1, keepdims=True) / jnp.where(total > 0, total, 1)
     return w * (v - mean)
@@ -338,7 +338,7 @@ def normmax(
     how, twin = choose(rows, 2 - inverse, axis)
     twin_e = (twin - 1)[..., None] if how.alpha is None else how.alpha - 1
     power = entmax_rows(how, rows / twin_e, twin)
-    q = _power(power, 1 - twin_e)
+    q = power_on_support(power, 1 - twin_e)
     total = q.sum(-1, keepdims=True)
     p = q / jnp.where(total > 0, total, 1)
     return jnp.moveaxis(p, -1, axis).astype(dtype)

@@ -9,7 +9,14 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxcold.sparse._threshold import Cut, How, expm1_over, probabilities, solve
-from jaxcold.sparse.activations import alpha_derivative, alpha_of, choose, jacobian_times, prepare
+from jaxcold.sparse.activations import (
+    alpha_derivative,
+    alpha_of,
+    choose,
+    jacobian_times,
+    power_on_support,
+    prepare,
+)
 
 Gradient = Literal["fenchel_young", "autodiff"]
 
@@ -75,12 +82,13 @@ def _value(
     return (gap * centred + entropy).sum(-1)
 
 
-# One function gives the loss and p, because its derivative rule needs both from a single search.
-# custom_jvp for the reasons given at `entmax_rows`: p - t is written down, never differentiated.
+# One function gives the loss, p and the sum [...] of p ** (2 - alpha), because the derivative rule
+# needs all of them from a single search. custom_jvp for the reasons given at `entmax_rows`: p - t
+# is written down, never differentiated.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _loss_and_p(
     form: _Form, z: jax.Array, target: jax.Array, tau: jax.Array, alpha: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     how = form.how
     # At alpha = 1 the authors' form needs the entropy itself, which the sum of p^alpha hides.
     by_sums = _is_label(target) and how.alpha is not None and not (form.autodiff and how.alpha == 1)
@@ -88,45 +96,59 @@ def _loss_and_p(
     cut = solve(z, alpha, how, scale, energy=by_sums)
     p = probabilities(z, cut, alpha, how, scale)
     if by_sums:
-        return _value_at_label(z, target, tau, cut, form), p
-    return _value(z, _dense(target, z), p, tau, alpha_of(how, alpha), form), p
+        value = _value_at_label(z, target, tau, cut, form)
+    else:
+        value = _value(z, _dense(target, z), p, tau, alpha_of(how, alpha), form)
+    return value, p, cut.weight
+
+
+def _jacobian_times_u(
+    p: jax.Array, weight: jax.Array, u: jax.Array, alpha: float | jax.Array
+) -> jax.Array:
+    """``J u`` where p = entmax(u): u is ``p ** (alpha - 1) / (alpha - 1)`` plus a constant."""
+    if not isinstance(alpha, float) or alpha < 1.25:
+        return jacobian_times(p, u, alpha)
+    weight = jnp.where(weight > 0, weight, 1)[..., None]
+    return (p - power_on_support(p, 2 - alpha) / weight) / (alpha - 1)
 
 
 def _loss_and_p_jvp(form: _Form, primals: Any, tangents: Any) -> Any:
     z, target, tau, alpha = primals
     dz, _, dtau, dalpha = tangents
-    value, p = _loss_and_p(form, z, target, tau, alpha)
+    value, p, weight = _loss_and_p(form, z, target, tau, alpha)
     a, t = alpha_of(form.how, alpha), _dense(target, z)
     u = jnp.where(p > 0, z, 0) / tau
+    along = _jacobian_times_u(p, weight, u, a)
     excess = 1 - 1 / tau  # how far the authors' form is from stationary in p
     dvalue, dp = jnp.zeros_like(value), jnp.zeros_like(p)
 
     if not isinstance(dz, SymbolicZero):
         slope = p - t
         if form.autodiff:
-            slope = slope + excess * jacobian_times(p, u, a)
+            slope = slope + excess * along
         dvalue = dvalue + (slope * dz).sum(-1)
         dp = dp + jacobian_times(p, dz, a) / tau
     if not isinstance(dtau, SymbolicZero):
-        along = jacobian_times(p, u, a)
         if form.autodiff:
             dvalue = dvalue - excess * (u * along).sum(-1) * dtau
         else:
             dvalue = dvalue + (_entropy(p, a) - _entropy(t, a)).sum(-1) * dtau
         dp = dp - along / tau * dtau
+    dweight = ((2 - a) * power_on_support(p, 1 - a) * dp).sum(-1)
     if not isinstance(dalpha, SymbolicZero):
+        # The weight is not used for an array alpha: its own dependence on alpha is left out.
         width = dalpha[..., None]
-        along = alpha_derivative(p, a) * width
+        dp_alpha = alpha_derivative(p, a) * width
 
         def entropy_change(q: jax.Array) -> jax.Array:
             return jax.jvp(lambda a: _entropy(q, a), (a,), (width,))[1].sum(-1)
 
         if form.autodiff:
-            dvalue = dvalue + (tau - 1) * (u * along).sum(-1) + entropy_change(p)
+            dvalue = dvalue + (tau - 1) * (u * dp_alpha).sum(-1) + entropy_change(p)
         else:
             dvalue = dvalue + tau * (entropy_change(p) - entropy_change(t))
-        dp = dp + along
-    return (value, p), (dvalue, dp)
+        dp = dp + dp_alpha
+    return (value, p, weight), (dvalue, dp, dweight)
 
 
 _loss_and_p.defjvp(_loss_and_p_jvp, symbolic_zeros=True)
@@ -205,7 +227,7 @@ def fenchel_young_loss(
                 f"target distributions have the shape {jnp.shape(z)} of z, not {target.shape}"
             )
         target = jnp.moveaxis(target, axis, -1).astype(rows.dtype)
-    value, _ = _loss_and_p(
+    value, _, _ = _loss_and_p(
         _Form(how, gradient == "autodiff"),
         rows,
         jax.lax.stop_gradient(target),

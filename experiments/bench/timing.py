@@ -1,0 +1,41 @@
+"""Wall-clock medians of several functions measured side by side."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def median_times(
+    functions: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 2
+) -> dict[str, float]:
+    """Median seconds of one call of each function, all measured in the same period.
+
+    Every round calls each function once, so that a slow spell of the machine falls on all of them
+    and ratios hold even where the times themselves do not.
+
+    Args:
+        functions: name -> function of no arguments; JAX arrays in its result are waited for.
+        repeats: rounds.
+        warm_up: calls of each function before the clock starts (the first one compiles).
+
+    Returns:
+        name -> seconds.
+
+    Raises:
+        ValueError: if ``repeats`` is below 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats is at least 1, not {repeats}")
+    for function in functions.values():
+        for _ in range(warm_up):
+            jax.block_until_ready(function())
+    spent: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            spent[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in spent.items()}
