@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from jaxcold.data import Interactions, load, make_split, read_split, write_split
+from jaxcold.data import Interactions, load, make_split, read_split, readers, write_split
 from jaxcold.data.dataset import PARTS, ColdSplit
 from jaxcold.types import DataError
 
@@ -54,11 +54,15 @@ def toy(tmp_path):
 # --- the split -------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
-def test_a_split_divides_the_pairs_and_keeps_cold_items_out_of_training(data_seed, seed):
-    interactions = random_interactions(data_seed)
-    split = make_split(interactions, seed)
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.02, 0.3]))
+def test_a_split_divides_the_pairs_and_keeps_cold_items_out_of_training(data_seed, seed, share):
+    """Also of sparse data, where users and items with one pair must not be held out."""
+    interactions = random_interactions(data_seed, share=share)
+    try:
+        split = make_split(interactions, seed)
+    except DataError:  # so sparse that no held-out pair is left
+        reject()
 
     parts = [as_set(split.pairs[part]) for part in PARTS]
     assert sum(map(len, parts)) == len(interactions.user)
@@ -197,6 +201,20 @@ def test_modes_are_chosen_and_ordered_by_name(toy):
     folder, _, _ = toy
     assert list(load("toy", folder, modes=("text",)).content.tables) == ["text"]
     assert list(load("toy", folder, modes=["text", "image"]).content.tables) == ["text", "image"]
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_every_row_is_checked_when_tables_are_read_in_chunks(toy, monkeypatch, mmap):
+    folder, _, features = toy
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", 7 * 6 * 4)  # seven rows
+    content = load("toy", folder, modes=("text",), mmap=mmap).content
+    np.testing.assert_array_equal(content.tables["text"], features["text"])
+    for row in (0, 6, 7, 39):
+        table = features["text"].copy()
+        table[row, 1] = np.nan
+        np.save(folder / "text_feat.npy", table)
+        with pytest.raises(DataError, match=rf"row {row} .* column 1"):
+            load("toy", folder, modes=("text",), mmap=mmap)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -296,6 +296,17 @@ def test_computed_content_is_kept_and_recomputed_when_the_source_changes(raw, tm
     assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
+def test_content_is_recomputed_when_one_tag_is_replaced_by_another(raw, tmp_path):
+    first = read(raw, tmp_path, modes=("text",))[1].tables["text"]
+    path = raw / "item-tag.dat"
+    lines = path.read_text().split("\n")
+    count, *tags = lines[4].split()
+    tags[-1] = next(str(t) for t in range(TAGS) if str(t) not in tags)
+    lines[4] = " ".join([count, *tags])
+    path.write_text("\n".join(lines))
+    assert np.abs(read(raw, tmp_path, modes=("text",))[1].tables["text"] - first).max() > 0.01
+
+
 def test_a_cache_that_cannot_be_written_costs_time_only(raw, tmp_path):
     (tmp_path / "cache").write_bytes(b"in the way")
     assert len(read(raw, tmp_path)[1].tables) == 2
