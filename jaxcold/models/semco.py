@@ -8,7 +8,7 @@ Recommendation, SIGIR 2026, sections 3.2 and 3.3.1.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -108,6 +108,7 @@ class Fixed(NamedTuple):
     moments: tuple[Moments, ...]
     indptr: Array  # i32[U + 1] users' training histories
     indices: Array  # i32[nnz]
+    served: tuple[Moments, ...] | None = None  # after training, where other than `moments`
 
 
 class Epoch(NamedTuple):
@@ -261,16 +262,91 @@ def _loss(
     return jnp.sum(losses * weight), (jnp.sum(weight), extra, {})
 
 
+class Encoder(NamedTuple):
+    """A trained encoder: an item's embedding follows from this and its content alone."""
+
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    first: tuple[Affine, ...]  # the first layers, with a catalogue's statistics folded in
+
+
+def _structure(widths: Sequence[int], hidden: int, out: int, attention_layers: int) -> tuple:
+    """Graph and parameters of an encoder, shapes without values."""
+    abstract = nnx.eval_shape(
+        lambda: ContentEncoder(widths, hidden, out, attention_layers, rngs=nnx.Rngs(0))
+    )
+    return nnx.split(abstract)
+
+
+def _named(params: nnx.State) -> dict[str, Any]:
+    """Parameters by the path of each: {"final/kernel/value": ...}."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
+
+
+def _attention_layers(names: Collection[str]) -> int:
+    return 2 if "fusion/second/kernel/value" in names else 1
+
+
+def encoder_arrays(encoder: Encoder) -> dict[str, np.ndarray]:
+    """All numbers of an encoder, by name."""
+    arrays = _named(encoder.params)
+    for m, layer in enumerate(encoder.first):
+        arrays |= {f"first/{m}/kernel": layer.kernel, f"first/{m}/bias": layer.bias}
+    return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def encoder_from_arrays(arrays: Mapping[str, np.ndarray]) -> Encoder:
+    """The encoder of `encoder_arrays`; other names are left alone.
+
+    Raises:
+        KeyError: for a name that is absent.
+        ValueError: for shapes that do not belong together.
+    """
+    count = sum(name.startswith("first/") for name in arrays) // 2
+    first = tuple(
+        Affine(*(jnp.asarray(arrays[f"first/{m}/{part}"]) for part in ("kernel", "bias")))
+        for m in range(count)
+    )
+    widths = [layer.kernel.shape[0] for layer in first]
+    hidden, out = arrays["final/kernel/value"].shape
+    graphdef, abstract = _structure(widths, hidden, out, _attention_layers(arrays))
+    leaves = []
+    for name, leaf in _named(abstract).items():
+        if arrays[name].shape != leaf.shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, not {leaf.shape}")
+        leaves.append(jnp.asarray(arrays[name]))
+    return Encoder(graphdef, jax.tree.unflatten(jax.tree.structure(abstract), leaves), first)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fold(
+    graphdef: nnx.GraphDef, params: nnx.State, moments: tuple[Moments, ...]
+) -> tuple[Affine, ...]:
+    return nnx.merge(graphdef, params).fold(moments)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _embed_block(
     graphdef: nnx.GraphDef,
     params: nnx.State,
-    moments: tuple[Moments, ...],
+    first: tuple[Affine, ...],
     features: tuple[Array, ...],
     present: tuple[Array, ...],
 ) -> Array:
-    encoder = nnx.merge(graphdef, params)
-    return encoder(features, encoder.fold(moments), present)
+    return nnx.merge(graphdef, params)(features, first, present)
+
+
+def trained(model: Model, params: nnx.State) -> Encoder:
+    """The encoder of a model that `build` made, with trained parameters."""
+    fixed: Fixed = model.fixed
+    names = _named(params)
+    widths = [moments.mean.shape[0] for moments in fixed.moments]
+    hidden, out = names["final/kernel/value"].shape
+    graphdef, _ = _structure(widths, hidden, out, _attention_layers(names))
+    return Encoder(graphdef, params, _fold(graphdef, params, fixed.served or fixed.moments))
 
 
 def embed(
@@ -280,7 +356,7 @@ def embed(
     tables: Sequence[np.ndarray],
     present: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Embeds items in blocks of one compiled shape: the same bits alone or in any company.
+    """Embeds items with the statistics of a catalogue; see `encode`.
 
     Args:
         graphdef: structure of the encoder.
@@ -288,6 +364,22 @@ def embed(
         moments: of the catalogue whose statistics normalise the first layers.
         tables: M arrays [n, D_m] of raw features of any float type, possibly memory-mapped.
         present: M arrays bool[n].
+
+    Returns:
+        f32[n, out] unit rows.
+    """
+    return encode(Encoder(graphdef, params, _fold(graphdef, params, moments)), tables, present)
+
+
+def encode(
+    encoder: Encoder, tables: Sequence[np.ndarray], present: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Embeds items in blocks of one compiled shape: the same bits alone or in any company.
+
+    Args:
+        encoder: trained.
+        tables: M arrays [n, D_m] of raw features of any float type, possibly memory-mapped.
+        present: M arrays bool[n]; where False the item lacks the mode.
 
     Returns:
         f32[n, out] unit rows.
@@ -302,9 +394,7 @@ def embed(
         ]
         pad = BLOCK - len(there[0])
         block = _embed_block(
-            graphdef,
-            params,
-            moments,
+            *encoder,
             tuple(np.pad(x, ((0, pad), (0, 0))) for x in rows),
             tuple(np.pad(p, (0, pad)) for p in there),
         )
@@ -400,21 +490,18 @@ def build(
         moments=moments_of(warm),
         indptr=jnp.asarray(histories.indptr, jnp.int32),
         indices=jnp.asarray(histories.indices),
+        served=moments_of(np.arange(len(local))) if batch_norm == "batch" else None,
     )
-    served = moments_of(np.arange(len(local))) if batch_norm == "batch" else fixed.moments
 
-    def encoder(key: Array) -> ContentEncoder:
-        widths = [table.shape[1] for table in tables]
-        return ContentEncoder(widths, hidden, out, attention_layers, rngs=nnx.Rngs(params=key))
-
-    graphdef = nnx.split(nnx.eval_shape(lambda: encoder(jax.random.key(0))))[0]
+    shape = [table.shape[1] for table in tables], hidden, out, attention_layers
+    graphdef, _ = _structure(*shape)
 
     def init(key: Array) -> tuple[nnx.State, None]:
-        return nnx.split(encoder(key))[1], None
+        return nnx.split(ContentEncoder(*shape, rngs=nnx.Rngs(params=key)))[1], None
 
     def represent(params: nnx.State, extra: None) -> Representations:
         del extra
-        item = embed(graphdef, params, served, tables, present)
+        item = embed(graphdef, params, fixed.served or fixed.moments, tables, present)
         return Representations(vectors.history_means(split.train.by_user(), item), item)
 
     def needs(pairs: Pairs) -> tuple[int, int, list[np.ndarray]]:
