@@ -21,6 +21,7 @@ _MAX_COLUMN_BLOCKS = 256  # bounds the per-row block flags, so memory stays O(ro
 _GATHERED_ROWS = 512  # rows of one backward tile
 _GROUP = 128  # columns whose maximum is kept: what the threshold search prunes by
 _CANDIDATE_GROUPS = 64  # groups searched first
+_CACHED = 1 << 17  # logits that stay in the cache of one core
 _MAX_STEPS = 128  # Newton halves residual times slope each step: far above float64's need
 
 
@@ -69,7 +70,8 @@ def _probabilities(u: jax.Array, eta: jax.Array, alpha: float) -> jax.Array:
 def _power(t: jax.Array, exponent: float) -> jax.Array:
     """``t ** exponent`` for t >= 0, with 0 ** 0 = 0: what a count of the support needs."""
     if exponent == 0:
-        return (t > 0).astype(t.dtype)
+        # A clip, because XLA:CPU compares slowly: no t > 0 is below a rounding unit of eta.
+        return jnp.minimum(t * 2.0**100, 1.0)
     if exponent == int(exponent):
         return lax.integer_pow(t, int(exponent))
     return jnp.where(t > 0, t**exponent, 0.0)
@@ -150,9 +152,16 @@ def _entmax_rows(
         return eta, _sums(u, eta[:, None], alpha)[2].sum(1)
 
     def everywhere(low: jax.Array) -> tuple[jax.Array, jax.Array]:
-        u = z * scale - shift[:, None]
-        # n entries at the mean would have mass 1 at this bound; convexity does the rest.
-        return solve(u, jnp.maximum(low, u.mean(1) - (1.0 / n) ** (1.0 / q)))
+        def row(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+            z, shift, low = (a[None] for a in arrays)
+            u = z * scale - shift[:, None]
+            # n entries at the mean would have mass 1 at this bound; convexity does the rest.
+            eta, mass = solve(u, jnp.maximum(low, u.mean(1) - (1.0 / n) ** (1.0 / q)))
+            return eta[0], mass[0]
+
+        # On a CPU as many rows at once as stay in a core's cache through all iterations.
+        cached = max(1, _CACHED // n) if jax.default_backend() == "cpu" else rows
+        return lax.map(row, (z, shift, low), batch_size=min(cached, rows))
 
     low = jnp.zeros_like(shift) - 1.0
     if top.shape[1] <= _CANDIDATE_GROUPS:
@@ -353,8 +362,8 @@ def linear_entmax_loss(
     ``fenchel_young_loss(h @ W.T + bias, targets, alpha, tau=tau, where=where)``. Reverse mode
     only; there are no second derivatives. Safe under jit, scan, remat and shard_map.
 
-    Memory beyond the arguments and their gradients: about ``4 * block[0] * N`` numbers in the
-    forward pass; a few tiles of 512 x ``block[1]`` and a map of rows x N / ``block[1]`` booleans
+    Memory beyond the arguments and their gradients: about ``2 * block[0] * N`` numbers in the
+    forward pass (4 on an accelerator); a few tiles of 512 x ``block[1]`` and a map of rows x N / ``block[1]`` booleans
     (by default at most 256 per row) in the backward pass.
 
     Args:
@@ -371,8 +380,10 @@ def linear_entmax_loss(
         tau: scalar temperature above 0; differentiable.
         block: (rows of logits held at once by the forward pass, columns of one block of the
             backward pass, rounded up to a multiple of 128). Default (64, max(512, N / 256)).
-        method: "xla", "pallas" (accelerator kernels; elsewhere they run in slow interpreter mode),
-            or "auto".
+        method: "xla"; "pallas", kernels for GPU and TPU that a CPU runs in a slow interpreter; or
+            "auto", which is "xla" everywhere: no timing of the kernels on a GPU or a TPU has been
+            measured, so nothing shows where they win. They are tested in the interpreter and
+            lowered for both; under shard_map they need ``check_vma=False``, untested.
 
     Returns:
         f[rows] losses, float32 or float64.
