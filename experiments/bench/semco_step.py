@@ -1,0 +1,401 @@
+"""Speed of SEMCo's training step: ``python -m experiments.bench.semco_step``.
+
+At the size of Amazon Clothing by default, on generated data. Everything is measured in one run,
+turn by turn, so that load from outside hits all alike; times are medians. Printed are
+
+- this machine's float32 matmul peak at the encoder's shapes: the better of the first layer's
+  forward product ``[N, D] @ [D, h]`` and its weight gradient ``[D, N] @ [N, h]``;
+- the step's time, its FLOP/s and their share of that peak. A step of N warm items, D features,
+  widths h and d, and B pairs needs::
+
+      FLOPs = 2 * 2 N D h    first layer: forward, weight gradient (features need no gradient)
+            + 3 * 2 N h d    final layer: forward, weight gradient, input gradient
+            + 3 * 2 B B d    logits: forward, two gradients
+
+  Nothing else is counted: batch norm's moments, histories, loss and optimizer are overhead;
+- sparsemax and entmax15 over softmax;
+- the share of an epoch that the host spends making batches;
+- memory: the process at its peak, and what the compiled step asks for;
+- where torch and entmax are importable, the same step in PyTorch from the same initial
+  parameters, next to ours once more. It comes last: idle threads of the two slow each other.
+"""
+
+import importlib.util
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from experiments.bench.timing import median_times
+from jaxcold.data.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
+from jaxcold.eval.report import peak_memory
+from jaxcold.models import semco
+from jaxcold.train.optim import adam_coupled_l2, cosine
+from jaxcold.train.step import init_state, make_step
+from jaxcold.types import Csr, Model
+
+
+class Map(NamedTuple):
+    """One of the paper's maps with the values published for Clothing."""
+
+    alpha: float
+    tau: float
+    l2: float
+
+
+MAPS = {
+    "softmax": Map(1.0, 0.2, 0.005),
+    "entmax15": Map(1.5, 2.5, 0.005),
+    "sparsemax": Map(2.0, 12.0, 0.001),
+}
+RATE, EPOCHS, SEED = 1e-3, 15, 0
+
+
+class Sizes(NamedTuple):
+    """The size of everything; the defaults are Clothing's."""
+
+    users: int = 39_387
+    items: int = 23_033
+    pairs: int = 278_677  # in the whole data set; 64 % of them are for training
+    dim: int = 384
+    hidden: int = 192
+    out: int = 64
+    batch: int = 2048
+
+    @property
+    def warm(self) -> int:
+        """Items that training knows: 80 %."""
+        return self.items - self.items // 5
+
+
+class Measured(NamedTuple):
+    """Seconds, unless named otherwise."""
+
+    sizes: Sizes
+    matmul: dict[str, float]  # product at the encoder's shapes
+    step: dict[str, float]  # map
+    active: float  # sparsemax with encode="active"
+    batches: float  # an epoch's batches on the host
+    steps_per_epoch: int
+    peak_bytes: int
+    step_bytes: int  # arguments, results and scratch space of the compiled sparsemax step
+    torch: dict[str, float]  # map; empty without PyTorch
+    beside: dict[str, float]  # our step again, measured beside PyTorch's
+    loss_gap: float  # largest relative difference of PyTorch's first losses from ours
+
+    @property
+    def flops(self) -> int:
+        """Of a step, as defined at the top of this file."""
+        return step_flops(self.sizes)
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s of the better product."""
+        s = self.sizes
+        return 2 * s.warm * s.dim * s.hidden / min(self.matmul.values())
+
+    @property
+    def share(self) -> dict[str, float]:
+        """Map to the step's share of the peak."""
+        return {name: self.flops / seconds / self.peak for name, seconds in self.step.items()}
+
+
+def step_flops(sizes: Sizes) -> int:
+    """FLOPs that a training step needs; see the top of this file."""
+    s = sizes
+    first = 2 * s.warm * s.dim * s.hidden
+    final = 2 * s.warm * s.hidden * s.out
+    logits = 2 * s.batch * s.batch * s.out
+    return 2 * first + 3 * final + 3 * logits
+
+
+def generate(sizes: Sizes) -> Dataset:
+    """Training pairs with power-law degrees, and content of low rank with noise.
+
+    Raises:
+        ValueError: if that many distinct pairs do not exist.
+    """
+    s, rng = sizes, np.random.default_rng(0)
+    count = round(0.64 * s.pairs)
+    if 2 * count > s.users * s.warm:
+        raise ValueError(
+            f"--pairs={s.pairs} is too dense for {s.users} users and {s.warm} warm items; at most "
+            f"{int(s.users * s.warm / 2 / 0.64)}"
+        )
+
+    def shares(rows: int, longest: float) -> np.ndarray:
+        """Frequencies that fall with the root of the rank, from `longest` times the mean."""
+        weight = (np.arange(rows) + rows / (4 * longest**2)) ** -0.5
+        return rng.permutation(weight / weight.sum())
+
+    of_user, of_item = shares(s.users, 20), shares(s.warm, 35)
+    keys = np.zeros(0, np.int64)
+    while len(keys) < count:  # until enough of them are distinct
+        drawn = rng.choice(s.users, count, p=of_user) * s.warm
+        keys = np.union1d(keys, drawn + rng.choice(s.warm, count, p=of_item))
+    user, item = np.divmod(rng.choice(keys, count, replace=False), s.warm)
+    train = Interactions(user.astype(np.int32), item.astype(np.int32), s.users, s.items)
+    cold = np.arange(s.warm, s.items, dtype=np.int32)
+    val, test = np.array_split(cold, 2)
+    warm = np.arange(s.warm, dtype=np.int32)
+    split = ColdSplit(train, warm, val, test, {"warm_train": train.pairs()})
+    latent = rng.standard_normal((s.items, 32), np.float32)
+    table = latent @ rng.standard_normal((32, s.dim), np.float32)
+    table += rng.standard_normal(table.shape, np.float32)
+    content = ContentFeatures({"text": table}, {"text": np.ones(s.items, bool)})
+    return Dataset("generated", train, split, content, np.arange(s.users), np.arange(s.items))
+
+
+def build(dataset: Dataset, sizes: Sizes, chosen: Map, encode: str = "all") -> Model:
+    """SEMCo in the authors' form."""
+    return semco.build(
+        dataset,
+        batch_size=sizes.batch,
+        alpha=chosen.alpha,
+        tau=chosen.tau,
+        gradient="autodiff",
+        hidden=sizes.hidden,
+        out=sizes.out,
+        encode=encode,
+    )
+
+
+def matmuls(sizes: Sizes) -> dict[str, Callable[[], Any]]:
+    """The products that dominate the encoder, compiled."""
+    s, key = sizes, jax.random.key(0)
+    x = jax.random.normal(key, (s.warm, s.dim))
+    kernel = jax.random.normal(key, (s.dim, s.hidden))
+    cotangent = jax.random.normal(key, (s.warm, s.hidden))
+    forward = jax.jit(lambda x, w: x @ w)
+    gradient = jax.jit(lambda x, g: x.T @ g)
+    return {
+        "forward": lambda: forward(x, kernel),
+        "weight gradient": lambda: gradient(x, cotangent),
+    }
+
+
+def stepper(model: Model, chosen: Map, batches: Sequence[Any]) -> Callable[[], float]:
+    """A function that trains one step, waits for all of it, and returns the loss."""
+    optimizer = _optimizer(model, chosen)
+    step = make_step(model, optimizer)
+    state, key = init_state(model, optimizer, SEED), jax.random.key(SEED)
+    turn = itertools.cycle(batches)
+
+    def once() -> float:
+        nonlocal state
+        state, logs = jax.block_until_ready(step(state, model.fixed, next(turn), key))
+        return float(logs["loss"])
+
+    return once
+
+
+def _optimizer(model: Model, chosen: Map) -> Any:
+    return adam_coupled_l2(cosine(RATE, EPOCHS * model.steps_per_epoch), chosen.l2)
+
+
+def step_bytes(model: Model, chosen: Map, batch: Any) -> int:
+    """Memory of the compiled step: arguments, results and scratch space."""
+    optimizer = _optimizer(model, chosen)
+    state = init_state(model, optimizer, SEED)
+    step: Any = make_step(model, optimizer)
+    lowered = step.lower(state, model.fixed, batch, jax.random.key(SEED))
+    used = lowered.compile().memory_analysis()
+    return int(
+        used.argument_size_in_bytes
+        + used.output_size_in_bytes
+        + used.temp_size_in_bytes
+        - used.alias_size_in_bytes
+    )
+
+
+def torch_stepper(
+    model: Model, histories: Csr, chosen: Map, batches: Sequence[Any]
+) -> Callable[[], float]:
+    """The same step in PyTorch, as one writes it from the paper; entmax differentiates the loss.
+
+    Args:
+        model: gives the unit features and the initial parameters.
+        histories: the training items of all users, numbered among the warm ones.
+        chosen: the map.
+        batches: the model's.
+    """
+    import entmax
+    import torch
+    from torch.nn import functional
+
+    def tensor(array: Any) -> torch.Tensor:
+        return torch.from_numpy(np.array(array))
+
+    initial = model.init(jax.random.key(SEED))[0]  # those of `init_state`
+    params = {
+        jax.tree_util.keystr(path, simple=True, separator="."): tensor(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(initial)
+    }
+    kernel, last = params["modes.0.kernel.value"], params["final.kernel.value"]
+    first = torch.nn.Linear(*kernel.shape)
+    norm = torch.nn.BatchNorm1d(kernel.shape[1], track_running_stats=False)
+    final = torch.nn.Linear(*last.shape)
+    with torch.no_grad():
+        first.weight.copy_(kernel.T)
+        first.bias.zero_()
+        final.weight.copy_(last.T)
+        final.bias.copy_(params["final.bias.value"])
+    encoder = torch.nn.Sequential(first, norm, torch.nn.ReLU(), final)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=RATE, weight_decay=chosen.l2)
+    period = EPOCHS * model.steps_per_epoch
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period)
+    features = tensor(model.fixed.features[0])
+    rows = np.repeat(np.arange(histories.rows), histories.counts)
+    means = torch.sparse_coo_tensor(
+        np.stack([rows, histories.indices]),
+        tensor(1 / histories.counts[rows]).float(),
+        (histories.rows, len(features)),
+        check_invariants=True,
+    ).coalesce()
+    pairs = []
+    for batch in batches:
+        kept = np.asarray(batch.epoch.weight[batch.index]) > 0
+        ids = (batch.epoch.user[batch.index], batch.epoch.item[batch.index])
+        pairs.append(tuple(tensor(np.asarray(i)[kept]).long() for i in ids))
+    turn = itertools.cycle(pairs)
+    activation = {1.5: entmax.entmax15, 2.0: entmax.sparsemax}.get(chosen.alpha)
+
+    def once() -> float:
+        user, item = next(turn)
+        embedded = functional.normalize(encoder(features))
+        users = functional.normalize(torch.sparse.mm(means, embedded)[user])
+        z = users @ embedded[item].T / chosen.tau
+        if activation is None:
+            loss = functional.cross_entropy(z, torch.arange(len(z)))
+        else:
+            p = activation(z / chosen.tau, dim=-1)
+            entropy = (1 - (p**chosen.alpha).sum(-1)) / (chosen.alpha * (chosen.alpha - 1))
+            loss = ((p * z).sum(-1) - z.diagonal() + entropy).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        return loss.item()
+
+    return once
+
+
+def measure(sizes: Sizes, repeats: int, threads: int) -> Measured:
+    """Compiles, warms up and measures everything in turn.
+
+    Args:
+        sizes: of the data and the model.
+        repeats: runs of each measurement.
+        threads: for PyTorch; ours follow the processors that the process may use.
+    """
+    dataset = generate(sizes)
+    models = {name: build(dataset, sizes, chosen) for name, chosen in MAPS.items()}
+    model = models["sparsemax"]
+    active = build(dataset, sizes, MAPS["sparsemax"], encode="active")
+    rng = np.random.default_rng(0)
+    batches, active_batches = list(model.batches(rng)), list(active.batches(rng))
+    steps = {name: stepper(m, MAPS[name], batches) for name, m in models.items()}
+    products = matmuls(sizes)
+    rest: dict[str, Callable[[], Any]] = {
+        "active": stepper(active, MAPS["sparsemax"], active_batches),
+        "batches": lambda: list(model.batches(rng)),
+    }
+    losses = {name: once() for name, once in steps.items()}
+    seconds = median_times({**products, **steps, **rest}, repeats)
+    scratch = step_bytes(model, MAPS["sparsemax"], batches[0])
+    peak_bytes = peak_memory()  # before PyTorch adds its own
+
+    beside: dict[str, float] = {}
+    gap = 0.0
+    if all(importlib.util.find_spec(name) for name in ("torch", "entmax")):
+        import torch
+
+        torch.set_num_threads(threads)
+        histories = dataset.split.train.by_user()
+        theirs = {
+            f"torch {name}": torch_stepper(models[name], histories, chosen, batches)
+            for name, chosen in MAPS.items()
+        }
+        gap = max(abs(theirs[f"torch {name}"]() / loss - 1) for name, loss in losses.items())
+        beside = median_times({**steps, **theirs}, max(1, repeats // 3), warm_up=1)
+    return Measured(
+        sizes=sizes,
+        matmul={name: seconds[name] for name in products},
+        step={name: seconds[name] for name in steps},
+        active=seconds["active"],
+        batches=seconds["batches"],
+        steps_per_epoch=model.steps_per_epoch,
+        peak_bytes=peak_bytes,
+        step_bytes=scratch,
+        torch={name: beside[f"torch {name}"] for name in steps if beside},
+        beside={name: beside[name] for name in steps if beside},
+        loss_gap=gap,
+    )
+
+
+def lines(m: Measured) -> list[str]:
+    """The report."""
+    s = m.sizes
+    product = 2 * s.warm * s.dim * s.hidden
+    softmax = m.step["softmax"]
+    text = [
+        f"{s.users:,} users, {s.warm:,} warm items, {round(0.64 * s.pairs):,} training pairs, "
+        f"widths {s.dim}, {s.hidden}, {s.out}, batch {s.batch:,}",
+        f"a step needs {m.flops / 1e9:.2f} GFLOP",
+        "",
+        "matmul                         ms   GFLOP/s",
+        *(f"{k:24s}{t * 1e3:9.2f}{product / t / 1e9:10.1f}" for k, t in m.matmul.items()),
+        "",
+        "training step                  ms   GFLOP/s  of peak  over softmax",
+    ]
+    for name, seconds in m.step.items():
+        text.append(
+            f"{name:24s}{seconds * 1e3:9.2f}{m.flops / seconds / 1e9:10.1f}"
+            f"{m.share[name]:9.1%}{seconds / softmax:14.3f}"
+        )
+    text += [
+        "goals: of peak >= 50 %, sparsemax over softmax <= 1.1",
+        f"{'sparsemax, active items':24s}{m.active * 1e3:9.2f}",
+        "",
+    ]
+    epoch = m.batches + m.steps_per_epoch * m.step["sparsemax"]
+    text += [
+        f"input pipeline: {m.batches * 1e3:.1f} ms of an epoch of {epoch:.2f} s, "
+        f"{m.batches / epoch:.2%}   goal < 3 %",
+        f"peak memory: process {m.peak_bytes / 1e6:,.0f} MB; "
+        f"the compiled step alone {m.step_bytes / 1e6:,.0f} MB",
+        "",
+    ]
+    if not m.torch:
+        return [*text, "PyTorch: skipped, torch and entmax are not both importable"]
+    text.append("PyTorch step                   ms    over ours")
+    for name, seconds in m.torch.items():
+        text.append(f"{name:24s}{seconds * 1e3:9.2f}{seconds / m.beside[name]:13.2f}")
+    return [*text, f"first losses differ by {m.loss_gap:.1e} of their value"]
+
+
+def main(_: list[str]) -> None:
+    """Measures and prints."""
+    values = flags.FLAGS
+    logging.set_verbosity(logging.WARNING)  # not a line for each kind of device that is absent
+    if hasattr(os, "sched_setaffinity"):  # XLA starts as many threads as it may use processors
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, allowed[: values.threads])
+    sizes = Sizes(**{name: getattr(values, name) for name in Sizes._fields})
+    try:
+        measured = measure(sizes, values.repeats, values.threads)
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
+    print("\n".join(lines(measured)))
+
+
+if __name__ == "__main__":
+    for field, value in Sizes()._asdict().items():
+        flags.DEFINE_integer(field, value, f"number of {field}", lower_bound=1)
+    flags.DEFINE_integer("repeats", 15, "runs of each measurement", lower_bound=1)
+    flags.DEFINE_integer("threads", 2, "processors to use", lower_bound=1)
+    app.run(main)
