@@ -4,7 +4,7 @@
 
 Each variant runs in a process of its own, so that its peak resident memory is its own. Columns:
 seconds (median) of the loss and of loss and gradient; what the process's peak grew by while they
-ran (MB, arguments and gradients included in the second); the compiler's count of temporary bytes.
+ran (MB; with gradients, without arguments and compiler); the compiler's temporary MB.
 The dense loss is timed before and after the blocked one, since a shared machine drifts.
 """
 
@@ -37,9 +37,9 @@ def measure(variant: str, alpha: float, spread: float, rows: int, items: int, di
 
     out: dict = {}
     for name, function in (("loss", loss), ("gradient", jax.value_and_grad(loss, (0, 1)))):
+        compiled = jax.jit(function).lower(h, W).compile()
         jax.block_until_ready((h, W, targets))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        compiled = jax.jit(function).lower(h, W).compile()
         out[name] = median_times({name: lambda f=compiled: f(h, W)}, 3)[name]
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         out[name + " peak MB"] = grown / 1024

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 _ROWS = 64  # rows of logits held at once by the forward pass
 _COLUMNS = 512  # smallest default column block of the backward pass
 _MAX_COLUMN_BLOCKS = 256  # bounds the per-row block flags, so memory stays O(rows + N)
-_GATHERED_ROWS = 512  # rows of one backward tile
+_GATHERED_ROWS = 128  # rows of one backward tile: what a block's last tile may waste
 _GROUP = 128  # columns whose maximum is kept: what the threshold search prunes by
 _CANDIDATE_GROUPS = 64  # groups searched first
 _CACHED = 1 << 17  # logits that stay in the cache of one core
@@ -363,8 +363,8 @@ def linear_entmax_loss(
     only; there are no second derivatives. Safe under jit, scan, remat and shard_map.
 
     Memory beyond the arguments and their gradients: about ``2 * block[0] * N`` numbers in the
-    forward pass (4 on an accelerator); a few tiles of 512 x ``block[1]`` and a map of rows x N / ``block[1]`` booleans
-    (by default at most 256 per row) in the backward pass.
+    forward pass (4 on an accelerator); a few tiles of 128 x ``block[1]`` and a map of
+    rows x N / ``block[1]`` booleans (by default at most 256 per row) in the backward pass.
 
     Args:
         h: [rows, d] one vector per example.
