@@ -9,6 +9,7 @@ The dense loss is timed before and after the blocked one, since a shared machine
 """
 
 import argparse
+import functools
 import json
 import resource
 import subprocess
@@ -40,7 +41,7 @@ def measure(variant: str, alpha: float, spread: float, rows: int, items: int, di
         compiled = jax.jit(function).lower(h, W).compile()
         jax.block_until_ready((h, W, targets))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        out[name] = median_times({name: lambda f=compiled: f(h, W)}, 3)[name]
+        out[name] = median_times({name: functools.partial(compiled, h, W)}, 3)[name]
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         out[name + " peak MB"] = grown / 1024
         analysis = compiled.memory_analysis()
