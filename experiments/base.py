@@ -1,7 +1,8 @@
 """Every legal field of a configuration, with its default and what it means.
 
 A file in this folder starts from `get_config`, sets what its data set needs, and returns it; flags
-such as ``--config.model.alpha=1.5`` override single fields. `resolve` fills what follows from others.
+such as ``--config.model.alpha=1.5`` override single fields. `resolve` fills what follows from
+others.
 """
 
 from collections.abc import Mapping
@@ -95,7 +96,7 @@ def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     names = {alpha: name for name, alpha in ALPHA.items()}
     # Softmax has one gradient: its exact one, which is also the authors'.
     gradient = c.model.gradient if c.model.alpha > 1 else "autodiff"
-    values = c.model.tuned.get(gradient, {}).get(names.get(c.model.alpha), {})
+    values = c.model.tuned.get(gradient, {}).get(names.get(c.model.alpha, ""), {})
     for field in ("tau", "l2"):
         if c.model[field] is None:
             if field not in values:

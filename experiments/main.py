@@ -4,6 +4,7 @@ python -m experiments.main --config=experiments/quickstart.py --workdir=runs/qui
 """
 
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -27,25 +28,43 @@ def _stop(message: object) -> int:
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Absl's parser, except that a bad flag ends in one line and the names that would be right."""
     try:
-        return flags.FLAGS(list(argv))
-    except base.ConfigError as error:
-        sys.exit(_stop(error))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        line = str(error).strip("'\"").replace("\\'", "'").replace("\\n", " ").splitlines()
-        _stop(" ".join(line) or repr(error))
-        try:
-            names = base.names(CONFIG.value)
-        except Exception:  # the config file itself is what is wrong
-            names = []
+        rest = flags.FLAGS(list(argv))
+        # A config file that cannot be loaded says so when its fields are first asked for.
+        if CONFIG.value is not None:
+            base.names(CONFIG.value)
+        return rest
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        names = _names(argv)
+        _stop(_one_line(error))
         if names:
             print("valid overrides: " + " ".join(f"--{name}" for name in names), file=sys.stderr)
         sys.exit(2)
+
+
+def _names(argv: Sequence[str]) -> list[str]:
+    """What may be overridden; nothing where the config itself cannot be loaded."""
+    # Parsing stopped half-way: once more without overrides, which config_flags reads off sys.argv.
+    sys.argv = [argv[0], *(a for a in argv[1:] if a.startswith("--config="))]
+    try:
+        flags.FLAGS(sys.argv)
+        return base.names(CONFIG.value)
+    except Exception:
+        return []
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
+    if len(lines) > 2:  # a traceback or a list of attempts: what happened comes last
+        lines = ["--config:", re.sub(r"^[\w.]+Error: ", "", lines[-1])]
+    return " ".join(lines).replace("\\", "").strip("'") or repr(error)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment of the flags; returns the exit code."""
     if len(argv) > 1:
         return _stop(f"argument {argv[1]!r} is not understood; flags begin with --")
+    if CONFIG.value is None:
+        return _stop(f"--config is required; for example {EXAMPLE}")
     if not WORKDIR.value:
         return _stop(f"--workdir is required; for example {EXAMPLE}")
     try:

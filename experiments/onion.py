@@ -33,7 +33,5 @@ def get_config(model: str = "semco") -> config_dict.ConfigDict:
     """The configuration; see `experiments.base` for every field."""
     config = base.get_config(model, dataset="onion", about=__doc__ or "", tuned=TUNED)
     config.data.modes = ("audio", "text")
-    config.data.published = (
-        "https://zenodo.org/records/6609677, to be filtered as the config's header says"
-    )
+    config.data.published = "https://zenodo.org/records/6609677 (filter as below)"
     return config

@@ -14,15 +14,8 @@ from ml_collections import config_dict
 from experiments import base
 
 TUNED = {
-    "autodiff": {
-        "softmax": (0.15, 1e-4),
-        "entmax15": (2.0, 1e-4),
-        "sparsemax": (10.0, 1e-4),
-    },
-    "fenchel_young": {
-        "entmax15": (1.5, 1e-4),
-        "sparsemax": (8.0, 1e-4),
-    },
+    "autodiff": {"softmax": (0.25, 1e-4)},
+    "fenchel_young": {"entmax15": (2.5, 1e-4), "sparsemax": (6.0, 1e-4)},
 }
 
 
@@ -30,4 +23,7 @@ def get_config(model: str = "semco") -> config_dict.ConfigDict:
     """The configuration; see `experiments.base` for every field."""
     config = base.get_config(model, dataset="synthetic", about=__doc__ or "", tuned=TUNED)
     config.seeds = (0, 1, 2)
+    config.model.gradient = "fenchel_young"
+    config.train.epochs = 10
+    config.train.batch_size = 512
     return config

@@ -24,7 +24,7 @@ def x64():
 
 @pytest.fixture
 def golden():
-    """Loader of a numeric fixture: golden("semco/encoder") -> dict of arrays."""
+    """Loads a numeric fixture by name, such as "semco/encoder", as a dict of arrays."""
 
     def load(name: str) -> dict[str, np.ndarray]:
         with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:

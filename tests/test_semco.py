@@ -340,7 +340,7 @@ def test_every_pair_is_seen_once_an_epoch(golden):
     seen = [
         (int(u), int(dataset.split.warm_items[i]))
         for batch in batches
-        for u, i, w in zip(*(np.asarray(x[batch.index]) for x in batch.epoch[:3]), strict=True)
+        for u, i, w in zip(*(np.asarray(x[batch.at]) for x in batch.epoch[:3]), strict=True)
         if w > 0
     ]
     train_pairs = dataset.split.pairs["warm_train"].tolist()

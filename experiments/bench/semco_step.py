@@ -258,8 +258,8 @@ def torch_stepper(
     ).coalesce()
     pairs = []
     for batch in batches:
-        kept = np.asarray(batch.epoch.weight[batch.index]) > 0
-        ids = (batch.epoch.user[batch.index], batch.epoch.item[batch.index])
+        kept = np.asarray(batch.epoch.weight[batch.at]) > 0
+        ids = (batch.epoch.user[batch.at], batch.epoch.item[batch.at])
         pairs.append(tuple(tensor(np.asarray(i)[kept]).long() for i in ids))
     turn = itertools.cycle(pairs)
     activation = {1.5: entmax.entmax15, 2.0: entmax.sparsemax}.get(chosen.alpha)

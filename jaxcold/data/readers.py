@@ -17,7 +17,7 @@ import pandas as pd
 
 from jaxcold.data.dataset import PARTS, ColdSplit, ContentFeatures, Interactions
 from jaxcold.data.splits import checked_split
-from jaxcold.types import DataError
+from jaxcold.types import DataError, MissingDataError
 
 _CHUNK_BYTES = 1 << 24
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", " ": "spaces", "|": "bars"}
@@ -39,12 +39,12 @@ def require(root: Path, files: Iterable[str], published: str = "") -> None:
         published: where they can be had, for the message.
 
     Raises:
-        DataError: naming every missing file, where it is published and where to put it.
+        MissingDataError: naming every missing file, where it is published and where to put it.
     """
     missing = [name for name in files if not (root / name).is_file()]
     if missing:
         source = f"; published at {published}" if published else ""
-        raise DataError(
+        raise MissingDataError(
             f"{root}: {', '.join(missing)} not found{source}; put the files into that folder, or "
             "name another one by data.root or $JAXCOLD_DATA"
         )

@@ -210,7 +210,8 @@ def print_table(
         table.add_section()
         table.add_row(f"[italic]{where}")
         for method, summary in methods(results, name):
-            cells = [_cell(summary.get(key)) for key in keys]
+            # ".2160 ±.0012": without the zeros four columns fit into 80 characters.
+            cells = [_cell(summary.get(key)).replace("0.", ".") for key in keys]
             table.add_row(f" {method}", *cells, style="bold" if method == name else None)
     console = console or rich.console.Console()
     console.print(table)
@@ -256,7 +257,8 @@ def tensorboard(
 
     def log(step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
-            writer.add_scalar(name, value, step)
+            # "@" is no character of a tag: TensorBoard would rename it, and say so every time.
+            writer.add_scalar(name.replace("@", "_"), value, step)
 
     try:
         yield log

@@ -1,5 +1,6 @@
 """Layers shared by the models: unit rows, batch norm over a catalogue, attention over modes."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -133,10 +134,19 @@ class ModalityFusion(nnx.Module):
         )
         if self.second is not None:
             logits = self.second(jax.nn.relu(logits))
+        # The softmax over modes by columns: a reduction over an axis of length M would not fuse
+        # with the products around it.
+        columns = jnp.split(logits, len(hidden), axis=-1)
         if present is not None:
-            there = jnp.stack(present, axis=-1)
             # Items without any mode keep finite weights; their rows are zeroed by the encoder.
-            there = there | ~jnp.any(there, axis=-1, keepdims=True)
-            logits = jnp.where(there, logits, -jnp.inf)
-        weights = jax.nn.softmax(logits, axis=-1)
-        return sum(weights[:, m, None] * h for m, h in enumerate(hidden))
+            nothing = ~functools.reduce(jnp.logical_or, present)
+            columns = [
+                jnp.where((p | nothing)[:, None], column, -jnp.inf)
+                for column, p in zip(columns, present, strict=True)
+            ]
+        top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, columns))
+        weights = [jnp.exp(column - top) for column in columns]
+        total = functools.reduce(jnp.add, weights)
+        return functools.reduce(
+            jnp.add, [w / total * h for w, h in zip(weights, hidden, strict=True)]
+        )

@@ -9,7 +9,7 @@ Recommendation, SIGIR 2026, sections 3.2 and 3.3.1.
 
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ ENCODE = ("all", "active")
 BATCH_NORM = ("catalogue", "batch")
 USER_VECTOR = ("mean", "leave_one_out")
 GRADIENT = ("autodiff", "fenchel_young")
+Gradient = Literal["autodiff", "fenchel_young"]
 
 # Rows encoded by one call outside training. One fixed shape means one compiled program, and that
 # an item's embedding has the same bits alone as inside the catalogue.
@@ -126,10 +127,10 @@ class Epoch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Step `index` of an epoch; `features`: its active items' rows, when the host streams them."""
+    """Step `at` of an epoch; `features`: its active items' rows, when the host streams them."""
 
     epoch: Epoch
-    index: Array  # i32[]
+    at: Array  # i32[]
     features: tuple[Array, ...] = ()
 
 
@@ -166,7 +167,7 @@ def gather_histories(fixed: Fixed, user: Array, weight: Array, slots: Array) -> 
 
 
 def sampled_entmax(
-    scores: Array, weight: Array, *, alpha: float, tau: Array | float, gradient: str
+    scores: Array, weight: Array, *, alpha: float, tau: Array | float, gradient: Gradient
 ) -> Array:
     """Sampled entmax of a batch (paper, equation 7): row j's target is column j.
 
@@ -228,14 +229,14 @@ def _loss(
     num_items: int,
     alpha: float,
     tau: float,
-    gradient: str,
+    gradient: Gradient,
     encode: str,
     user_vector: str,
 ) -> tuple[Array, tuple[Array, Any, dict[str, Array]]]:
     del key  # nothing random inside a step
     encoder = nnx.merge(graphdef, params)
-    epoch, index = batch.epoch, batch.index
-    user, positive, weight = epoch.user[index], epoch.item[index], epoch.weight[index]
+    epoch, at = batch.epoch, batch.at
+    user, positive, weight = epoch.user[at], epoch.item[at], epoch.weight[at]
     histories = gather_histories(fixed, user, weight, epoch.slots)
 
     features, present = fixed.features, fixed.present
@@ -413,7 +414,7 @@ def build(
     batch_size: int,
     alpha: float,
     tau: float,
-    gradient: str = "fenchel_young",
+    gradient: Gradient = "fenchel_young",
     hidden: int = 192,
     out: int = 64,
     attention_layers: int = 1,
@@ -522,7 +523,8 @@ def build(
         entries, capacity = (r if n <= r else round_up(n) for n, r in zip(need, room, strict=True))
         slots = np.arange(entries, dtype=np.int32)
         capacity = min(capacity, len(warm)) if encode == "active" else 0
-        epoch = Epoch(*map(jnp.asarray, pairs), jnp.asarray(slots), jnp.arange(capacity))
+        user, item, weight = map(jnp.asarray, pairs)
+        epoch = Epoch(user, item, weight, jnp.asarray(slots), jnp.arange(capacity))
         indices = [jnp.asarray(i, jnp.int32) for i in range(len(pairs.user))]
         if not stream:
             yield from (Batch(epoch, i) for i in indices)
