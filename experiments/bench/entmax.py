@@ -37,8 +37,12 @@ def _entmax_loss(z: jax.Array, labels: jax.Array, alpha: float, **options: Any) 
 
 def jax_functions(z: jax.Array, labels: jax.Array) -> dict[str, Callable[[], Any]]:
     """Name -> compiled call; maps first, then losses with their gradients."""
-    maps = {"softmax": jax.nn.softmax, "entmax15": sparse.entmax15, "sparsemax": sparse.sparsemax}
-    losses = {"cross-entropy, value and gradient": _cross_entropy}
+    maps: dict[str, Callable[..., Any]] = {
+        "softmax": jax.nn.softmax,
+        "entmax15": sparse.entmax15,
+        "sparsemax": sparse.sparsemax,
+    }
+    losses: dict[str, Callable[..., Any]] = {"cross-entropy, value and gradient": _cross_entropy}
     for name, alpha in {"entmax15": 1.5, "sparsemax": 2.0}.items():
         losses[f"{name} loss, value and gradient"] = functools.partial(_entmax_loss, alpha=alpha)
         losses[f"{name} loss, authors' form, tau 2"] = functools.partial(

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-METHODS = ("auto", "sort", "newton", "bisect")
+METHODS = ("auto", "sort", "newton", "bisect", "pallas")
 
 # Elements of one block on a CPU: half a megabyte of float32 stays in the cache of a core while the
 # search passes over it.
@@ -175,6 +175,11 @@ def _search(
     start = low
     if how.method == "sort":
         start = jnp.clip(_sort_start(t, how), low, high)
+    if how.method == "pallas":
+        from jaxcold.sparse import _pallas  # kernels: only for those who ask
+
+        # The search below ends at once on the kernel's result, or finishes it in float64.
+        start = jnp.clip(_pallas.threshold(t, how.alpha).astype(z.dtype), low, high)
     # Newton leaves the left of the root only for alpha > 2.
     patience = 16 if how.alpha is not None and how.alpha <= 2 else 0
     mass, weight = _sums(t, start, e, how, cached)
@@ -249,10 +254,13 @@ def solve(
     alpha = jnp.asarray(alpha if how.alpha is None else how.alpha, z.dtype)
     alpha = jnp.broadcast_to(alpha, batch).reshape(-1)
     arguments = z.reshape(-1, n), jnp.asarray(scale, z.dtype), alpha
+    whole = functools.partial(_search, how=how, energy=energy, cached=False)
+    if how.method == "pallas":
+        return jax.tree.map(lambda a: a.reshape(batch), whole(*arguments))
     cut = jax.lax.platform_dependent(
         *arguments,
         cpu=functools.partial(_search_in_blocks, how=how, energy=energy),
-        default=functools.partial(_search, how=how, energy=energy, cached=False),
+        default=whole,
     )
     return jax.tree.map(lambda a: a.reshape(batch), cut)
 

@@ -108,6 +108,11 @@ def prepare(z: ArrayLike, axis: int, where: ArrayLike | None) -> tuple[jax.Array
     return jnp.moveaxis(z, axis, -1), dtype
 
 
+def _number(value: ArrayLike) -> float | None:
+    """A Python or NumPy number as a float; None for an array."""
+    return float(value) if isinstance(value, int | float | np.number) else None
+
+
 def _per_row(z: jax.Array, value: jax.Array, axis: int, name: str) -> jax.Array:
     """``value`` as [...] for rows ``z`` [..., n] whose last axis was ``axis``."""
     if value.ndim == 0:
@@ -140,13 +145,13 @@ def choose(
         if k < 1:
             raise ValueError(f"k counts sorted entries and is at least 1, not {k}")
         method = "sort"
-    static = isinstance(alpha, int | float | np.generic)
     if not isinstance(alpha, jax.core.Tracer) and not np.all(np.asarray(alpha) >= 1):
         raise ValueError(f"alpha is at least 1, not {alpha}")
-    if method == "sort" and not (static and float(alpha) in (1, 1.5, 2)):
-        raise ValueError("method='sort' (and k) needs alpha 1.5 or 2 as a Python number")
-    if static:
-        return How(float(alpha), method, k), jnp.zeros((), z.dtype)
+    number = _number(alpha)
+    if method in ("sort", "pallas") and number not in (1, 1.5, 2):
+        raise ValueError(f"method={method!r} needs alpha 1.5 or 2 as a Python number")
+    if number is not None:
+        return How(number, method, k), jnp.zeros((), z.dtype)
     return How(None, method, k), _per_row(z, jnp.asarray(alpha, z.dtype), axis, "alpha")
 
 
@@ -170,7 +175,8 @@ def entmax(
             against ``z``, such as one per attention head) can be traced and differentiated.
         axis: the axis that sums to one.
         where: boolean, broadcasts against ``z``; False entries get probability 0.
-        method: "newton" (also "auto"), "sort" (alpha 1.5 and 2) or "bisect": equal results.
+        method: "newton" (also "auto"), "sort" or "pallas" (alpha 1.5 and 2), or "bisect": equal
+            results.
         k: for "sort", how many of the largest entries to sort first. If the support of some row may
             be larger all entries are sorted, so the result does not depend on ``k``.
 
@@ -333,8 +339,8 @@ def normmax(
         raise ValueError(f"the order of the norm is above 1, not {alpha}")
     rows, dtype = prepare(z, axis, where)
     # The optimum is q / sum(q), where q ** alpha has the form of an entmax of another order.
-    static = isinstance(alpha, int | float | np.generic)
-    inverse = 1 / float(alpha) if static else 1 / jnp.asarray(alpha, rows.dtype)
+    number = _number(alpha)
+    inverse = 1 / jnp.asarray(alpha, rows.dtype) if number is None else 1 / number
     how, twin = choose(rows, 2 - inverse, axis)
     twin_e = (twin - 1)[..., None] if how.alpha is None else how.alpha - 1
     power = entmax_rows(how, rows / twin_e, twin)
@@ -390,7 +396,8 @@ def budget(
     Args:
         z: see `entmax`.
         budget: positive sum of each row, a number or an array with 1 at ``axis`` that broadcasts
-            against ``z``, differentiable. A row with fewer entries than that is all ones.
+            against ``z``, differentiable (with slope 0 where it is met by ones alone). A row with
+            fewer entries than that is all ones.
         axis: see `entmax`.
         where: see `entmax`.
 

@@ -1,7 +1,7 @@
 """Fenchel-Young losses of the entmax family."""
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,6 @@ from jaxcold.sparse.activations import (
     power_on_support,
     prepare,
 )
-
-Gradient = Literal["fenchel_young", "autodiff"]
 
 
 class _Form(NamedTuple):
@@ -160,7 +158,7 @@ def fenchel_young_loss(
     alpha: ArrayLike,
     *,
     tau: ArrayLike = 1.0,
-    gradient: Gradient = "fenchel_young",
+    gradient: str = "fenchel_young",
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     axis: int = -1,
