@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcold.sparse import _pallas, linear
+from jaxcold.sparse import _pallas, entmax, linear
 from jaxcold.sparse.linear import linear_entmax_loss
 
 ROWS, ITEMS, WIDTH = 37, 700, 24  # no multiple of any tile, no power of two
@@ -38,6 +38,24 @@ def test_threshold_makes_rows_sum_to_one(alpha, scale):
     others = np.arange(13) != 9
     assert (np.abs(p.sum(1) - 1) <= slack)[others].all()
     assert eta[7] == s[7, 0] - 1
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0])
+def test_maps_and_losses_take_the_kernel_as_a_method(alpha):
+    z = np.random.default_rng(2).normal(size=(5, 3, 40)).astype(np.float32)
+    z[1, 1, 7:] = -np.inf
+    cot = np.random.default_rng(3).normal(size=z.shape).astype(np.float32)
+
+    def run(method):
+        out, back = jax.vjp(lambda z: entmax(z, alpha, axis=1, method=method), z)
+        return out, back(cot)[0]
+
+    for ours, theirs in zip(run("pallas"), run("newton"), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    batched = jax.vmap(lambda z: entmax(z, alpha, axis=0, method="pallas"))(z)
+    np.testing.assert_allclose(batched, run("newton")[0], atol=1e-6)
+    with pytest.raises(ValueError, match="method='pallas' needs alpha 1.5 or 2"):
+        entmax(z, 1.25, method="pallas")
 
 
 @functools.partial(jax.jit, static_argnames=("alpha", "method"))

@@ -231,6 +231,8 @@ def _search_in_blocks(
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cut, rest)
 
 
+# Compiled as a whole also where the caller is not: eager loops would be compiled at every call.
+@functools.partial(jax.jit, static_argnames=("how", "energy"), inline=True)
 def solve(
     z: jax.Array,
     alpha: jax.Array,

@@ -351,6 +351,7 @@ def normmax(
 
 
 @jax.custom_jvp
+@jax.jit
 def _budget_rows(x: jax.Array, total: jax.Array) -> jax.Array:
     """``clip(x - tau, 0, 1)`` with sum ``total`` [...] over the last axis of ``x`` [..., n]."""
     total = jnp.minimum(total, (x > -jnp.inf).sum(-1, dtype=x.dtype))
