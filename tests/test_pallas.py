@@ -54,7 +54,7 @@ def test_maps_and_losses_take_the_kernel_as_a_method(alpha):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     batched = jax.vmap(lambda z: entmax(z, alpha, axis=0, method="pallas"))(z)
     np.testing.assert_allclose(batched, run("newton")[0], atol=1e-6)
-    with pytest.raises(ValueError, match="method='pallas' needs alpha 1.5 or 2"):
+    with pytest.raises(ValueError, match=r"method='pallas' needs alpha 1\.5 or 2"):
         entmax(z, 1.25, method="pallas")
 
 

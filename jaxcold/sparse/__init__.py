@@ -58,8 +58,8 @@ Which method. ``"auto"`` is ``"newton"``: a few passes over the rows (two to sev
 no sort, done in blocks that stay in the cache on a CPU. ``"sort"`` is the textbook algorithm for
 alpha 1.5 and 2, worth it only with a small ``k`` on accelerators with a fast top-k; XLA's sort on
 a CPU is far slower than Newton. ``"bisect"`` halves a bracket and is there to check the others.
-``"pallas"`` (alpha 1.5 and 2; and in the linear losses) is a kernel for GPU and TPU that holds a row
-on chip through the search. The kernels lower for both platforms and agree with the rest in the
+``"pallas"`` (alpha 1.5 and 2; and in the linear losses) is a kernel for GPU and TPU that holds a
+row on chip through the search. The kernels lower for both platforms and agree with the rest in the
 interpreter on a CPU, but no time on a GPU or TPU has been measured, so ``"auto"`` does not choose
 them. All give the same result to rounding, and rows sum to 1 within a few units in the last place.
 `experiments.bench.entmax` and `experiments.bench.linear_entmax` measure them.
