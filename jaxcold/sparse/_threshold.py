@@ -175,7 +175,7 @@ def _search(
     start = low
     if how.method == "sort":
         start = jnp.clip(_sort_start(t, how), low, high)
-    if how.method == "pallas":
+    if how.method == "pallas" and how.alpha is not None:
         from jaxcold.sparse import _pallas  # kernels: only for those who ask
 
         # The search below ends at once on the kernel's result, or finishes it in float64.
@@ -218,8 +218,6 @@ def _search_in_blocks(
     block = max(1, _BLOCK // n)
     search = functools.partial(_search, how=how, energy=energy, cached=True)
     whole = rows - rows % block
-    if whole <= block:
-        return _search(z, scale, alpha, how, energy, cached=rows * n <= _BLOCK)
     cut = jax.lax.map(
         lambda part: search(part[0], scale, part[1]),
         (z[:whole].reshape(-1, block, n), alpha[:whole].reshape(-1, block)),
