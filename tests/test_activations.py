@@ -195,7 +195,10 @@ def test_blocks_of_rows_change_nothing(rows, n):
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e5, 1e30])
 def test_magnitudes(alpha, scale):
-    z = np.array([[3.0, 1.0, 1.0, -2.0], [0.5, 0.5, 0.5, 0.5]], np.float32) * np.float32(scale)
+    z = np.zeros(SHAPE, np.float32)
+    z[0, :4] = [3.0, 1.0, 1.0, -2.0]
+    z[1] = 0.5
+    z = z * np.float32(scale)
     p = compiled(alpha)(z)
     np.testing.assert_allclose(p, oracles.entmax(z, alpha), atol=1e-6)
     np.testing.assert_allclose(p.sum(-1), 1, atol=3e-7)
@@ -203,17 +206,26 @@ def test_magnitudes(alpha, scale):
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_corners(alpha):
-    inf = np.inf
-    z = np.array([[1.0, -inf, 0.9], [-inf, -inf, -5.0], [2.0, 2.0, 2.0]], np.float32)
-    p = np.asarray(sparse.entmax(z, alpha))
-    np.testing.assert_allclose(p[0, [0, 2]], oracles.entmax(z[0, [0, 2]], alpha), atol=1e-6)
-    np.testing.assert_array_equal(p[1], [0, 0, 1])
-    np.testing.assert_allclose(p[2], 1 / 3, atol=1e-7)
-    assert p[0, 1] == 0
-    assert sparse.entmax(np.float32([[7.0], [-3.0]]), alpha).tolist() == [[1.0], [1.0]]
+    z = np.full(SHAPE, -np.inf, np.float32)
+    z[0, [1, 4]] = [1.0, 0.9]
+    z[1, 2] = -5.0  # a single entry
+    z[2] = 2.0  # ties
+    z[3, 0] = np.nan
+    p = np.asarray(compiled(alpha)(z))
+    np.testing.assert_allclose(p[0, [1, 4]], oracles.entmax(z[0, [1, 4]], alpha), atol=1e-6)
+    assert p[0, [0, 2, 3, 5, 6]].tolist() == [0] * 5
+    assert p[1].tolist() == [0, 0, 1, 0, 0, 0, 0]
+    np.testing.assert_allclose(p[2], 1 / 7, atol=1e-7)
+    assert np.isnan(p[3]).any()  # its own row alone
+    assert p[4].tolist() == [0] * 7  # nothing but -inf
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+def test_one_entry():
+    for alpha in (1.0, 1.5, 3.0):
+        assert sparse.entmax(np.float32([[7.0], [-3.0]]), alpha).tolist() == [[1.0], [1.0]]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.25, 2.0])
 def test_empty_rows_are_zero_with_zero_gradient(alpha):
     z = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
     kept = np.array([[True, True], [False, False]])
@@ -222,7 +234,7 @@ def test_empty_rows_are_zero_with_zero_gradient(alpha):
         p = sparse.entmax(z, alpha, where=kept)
         return (p * jnp.arange(2.0)[None]).sum(), p
 
-    (_, p), slope = jax.value_and_grad(total, has_aux=True)(z)
+    (_, p), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(z)
     np.testing.assert_array_equal(p[1], [0, 0])
     np.testing.assert_array_equal(slope[1], [0, 0])
     assert np.isfinite(slope).all()
@@ -286,7 +298,7 @@ def test_derivatives_against_finite_differences(alpha, x64):
         return sparse.entmax(z, alpha)
 
     h = 1e-5
-    forward, reverse = jax.jit(jax.jacfwd(f))(SMOOTH), jax.jit(jax.jacrev(f))(SMOOTH)
+    forward, reverse = jax.jit(lambda z: (jax.jacfwd(f)(z), jax.jacrev(f)(z)))(SMOOTH)
     np.testing.assert_allclose(forward, reverse, atol=1e-12)
     value = jax.jit(f)
     for index in np.ndindex(SMOOTH.shape):
@@ -299,15 +311,15 @@ def test_derivatives_against_finite_differences(alpha, x64):
         np.testing.assert_allclose(forward[row, :, row], written, atol=1e-9)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 1.5, 1.75, 2.0])
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
 def test_second_derivatives(alpha, x64):
     cot = np.random.default_rng(7).normal(size=SMOOTH.shape)
 
     def f(z):
         return (cot * sparse.entmax(z, alpha)).sum()
 
-    hessian = jax.jit(jax.hessian(f))(SMOOTH)
-    double = jax.jit(jax.jacrev(jax.jacrev(f)))(SMOOTH)
+    twice = jax.jit(lambda z: (jax.hessian(f)(z), jax.jacrev(jax.jacrev(f))(z)))
+    hessian, double = twice(SMOOTH)
     np.testing.assert_allclose(hessian, double, atol=1e-10)
     h, slope = 1e-5, jax.jit(jax.grad(f))
     for index in np.ndindex(SMOOTH.shape):
@@ -317,11 +329,20 @@ def test_second_derivatives(alpha, x64):
         np.testing.assert_allclose(hessian[(..., *index)], numeric, atol=1e-6)
 
 
+@functools.cache
+def by_alpha():
+    """Compiled once for all alpha: the map and its derivative, forward and reverse."""
+
+    def f(alpha):
+        return sparse.entmax(SMOOTH, alpha)
+
+    return jax.jit(f), jax.jit(jax.jacfwd(f)), jax.jit(jax.jacrev(f))
+
+
 @pytest.mark.parametrize("alpha", [1.0, 1.0001, 1.3, 1.5, 1.9, 2.5])
 def test_gradient_in_alpha(alpha, x64):
-    f = jax.jit(lambda a: sparse.entmax(SMOOTH, a))
-    forward = jax.jit(jax.jacfwd(lambda a: sparse.entmax(SMOOTH, a)))(alpha)
-    reverse = jax.jit(jax.jacrev(lambda a: sparse.entmax(SMOOTH, a)))(alpha)
+    f, forward, reverse = by_alpha()
+    forward, reverse = forward(alpha), reverse(alpha)
     np.testing.assert_allclose(forward, reverse, atol=1e-12)
     if alpha == 1:  # alpha below 1 does not exist: a one-sided difference of second order
         h = 1e-4
@@ -335,6 +356,7 @@ def test_gradient_in_alpha(alpha, x64):
 def test_transformations_agree():
     z = np.random.default_rng(8).normal(size=(8, 3, 5)).astype(np.float32)
 
+    @jax.jit
     def f(z):
         return sparse.entmax15(z) ** 2
 
@@ -345,16 +367,16 @@ def test_transformations_agree():
     np.testing.assert_allclose(scanned, expected, atol=1e-7)
 
     def slope(f):
-        return jax.grad(lambda z: (f(z) * jnp.cos(z)).sum())(z)
+        return jax.jit(jax.grad(lambda z: (f(z) * jnp.cos(z)).sum()))(z)
 
     np.testing.assert_allclose(slope(jax.checkpoint(f)), slope(f), atol=1e-7)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
     spec = PartitionSpec("rows")
-    for alpha in (1.0, 1.5, 2.0, 3.0):
+    for alpha in (1.5, 3.0):
         g = functools.partial(sparse.entmax, alpha=alpha)
         sharded = jax.jit(jax.shard_map(g, mesh=mesh, in_specs=spec, out_specs=spec))
         np.testing.assert_allclose(sharded(z), g(z), atol=1e-6)
-        slopes = [jax.grad(lambda z, f=f: (f(z) ** 2).sum())(z) for f in (g, sharded)]
+        slopes = [jax.jit(jax.grad(lambda z, f=f: (f(z) ** 2).sum()))(z) for f in (g, sharded)]
         np.testing.assert_allclose(*slopes, atol=1e-5)
 
 
@@ -371,7 +393,7 @@ def test_one_trace_per_shape():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", [1.0, 1.25, 1.5, 3.0])
 def test_threshold_and_support_size(alpha, x64):
     z = np.random.default_rng(9).normal(size=(4, 6)) * 2
     p, eta = sparse.entmax(z, alpha), np.asarray(sparse.threshold(z, alpha))[:, None]
@@ -384,18 +406,17 @@ def test_threshold_and_support_size(alpha, x64):
     assert sizes.dtype == jnp.int32
     np.testing.assert_array_equal(sizes, (oracles.entmax(z, alpha) > 0).sum(-1))
     # The probabilities keep their sum when the logits move: each row's slope sums to alpha - 1.
-    slope = jax.grad(lambda z: sparse.threshold(z, alpha).sum())(z)
+    slope = jax.jit(jax.grad(lambda z: sparse.threshold(z, alpha).sum()))(z)
     np.testing.assert_allclose(slope.sum(-1), alpha - 1 if alpha > 1 else 1, atol=1e-10)
 
 
-@pytest.mark.parametrize("alpha", [1.2, 2.0, 5.0])
-def test_normmax(alpha, x64):
-    z = np.random.default_rng(10).normal(size=(3, 6))
-    p = sparse.normmax(z, alpha)
-    np.testing.assert_allclose(p, [oracles.normmax(row, alpha) for row in z], atol=1e-12)
-    check_grads(lambda z: sparse.normmax(z, alpha), (z,), 1, atol=1e-6, rtol=1e-6)
-    each = np.full((3, 1), alpha)
-    np.testing.assert_allclose(sparse.normmax(z, each), p, atol=1e-12)
+def test_normmax(x64):
+    z, order = np.random.default_rng(10).normal(size=(3, 6)), np.array([[1.2], [2.0], [5.0]])
+    f = jax.jit(sparse.normmax)
+    expected = [oracles.normmax(row, a) for row, a in zip(z, order[:, 0], strict=True)]
+    np.testing.assert_allclose(f(z, order), expected, atol=1e-12)
+    np.testing.assert_allclose(sparse.normmax(z, 2.0)[1], expected[1], atol=1e-12)
+    check_grads(f, (z, order), 1, atol=1e-6, rtol=1e-6)
 
 
 def test_normmax_of_infinite_order_is_uniform_on_its_support():
@@ -403,7 +424,7 @@ def test_normmax_of_infinite_order_is_uniform_on_its_support():
     np.testing.assert_allclose(p, [1 / 3, 1 / 3, 1 / 3, 0], atol=1e-7)
 
 
-@pytest.mark.parametrize("total", [0.5, 1.0, 2.0, 3.7, 6.0])
+@pytest.mark.parametrize("total", [1.0, 2.0, 3.7, 6.0])
 def test_budget(total, x64):
     z = np.random.default_rng(11).normal(size=(4, 6))
     p = sparse.budget(z, total)
@@ -411,7 +432,8 @@ def test_budget(total, x64):
     np.testing.assert_allclose(p.sum(-1), total, atol=1e-12)
     # A whole budget can be met by ones alone; more and less of it then have different slopes.
     given = () if total == round(total) else (total,)
-    check_grads(lambda z, b=total: sparse.budget(z, b), (z, *given), 1, atol=1e-6, rtol=1e-6)
+    f = jax.jit(lambda z, b=total: sparse.budget(z, b))
+    check_grads(f, (z, *given), 1, atol=1e-6, rtol=1e-6)
     if total == 1:
         np.testing.assert_allclose(p, sparse.sparsemax(z), atol=1e-12)
 
