@@ -28,9 +28,6 @@ MAPS = {
 ALPHAS = [1.0, 1.25, 1.5, 1.75, 2.0, 3.0]
 SHAPE = (5, 7)  # one shape for the property tests: one compilation per map
 
-hypothesis.settings.register_profile("sparse", max_examples=20, deadline=None)
-hypothesis.settings.load_profile("sparse")
-
 
 @functools.cache
 def compiled(alpha, method="auto"):
@@ -138,7 +135,10 @@ def test_on_simplex_and_equal_to_oracle(alpha, z):
     p = np.asarray(compiled(alpha)(z))
     assert (p >= 0).all()
     np.testing.assert_allclose(p.sum(-1), 1, rtol=0, atol=5e-7)
-    np.testing.assert_allclose(p, oracles.entmax(z, alpha), rtol=0, atol=3e-6)
+    # Above alpha = 2 p is a root of what exceeds the threshold, infinitely steep where an entry
+    # enters: there rounding of the logits shows in p ** (alpha - 1), not in p.
+    power = max(alpha - 1, 1)
+    np.testing.assert_allclose(p**power, oracles.entmax(z, alpha) ** power, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("alpha", [1.25, 1.5, 2.0])
@@ -164,8 +164,9 @@ def test_support_grows_with_temperature(alpha, z):
 def test_methods_agree(alpha, z):
     methods = ["newton", "bisect"] + ["sort"] * (alpha in (1.5, 2))
     values = [compiled(alpha, method)(z) for method in methods]
+    power = max(alpha - 1, 1)  # as above
     for value in values[1:]:
-        np.testing.assert_allclose(value, values[0], atol=2e-6)
+        np.testing.assert_allclose(value**power, values[0] ** power, atol=5e-6)
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0])
