@@ -6,9 +6,15 @@ import pathlib
 # Before the first import of jax, which reads it once.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
+
+# In CI the same examples every time; elsewhere fresh ones, and a failure that can be repeated.
+hypothesis.settings.register_profile("ci", max_examples=20, derandomize=True, deadline=None)
+hypothesis.settings.register_profile("here", max_examples=20, print_blob=True, deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

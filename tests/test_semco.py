@@ -133,7 +133,7 @@ def loss_of(case_, tau, fn, gradient, encode="all", user_vector="mean"):
         )
         return total / weight
 
-    return loss
+    return jax.jit(loss)
 
 
 def test_encoder_of_warm_items_equals_the_reference(case):
@@ -180,7 +180,8 @@ def test_loss_and_both_gradients_equal_the_reference(case, fn, tau, encode):
     batch = batch_of(g, g["batch_user"], g["batch_item"])
     prefix = f"sem__{fn}__tau{tau}__{name}__"
     for gradient, kind in (("autodiff", "grad"), ("fenchel_young", "fygrad")):
-        loss, grads = jax.value_and_grad(loss_of(case, tau, fn, gradient, encode))(params, batch)
+        step = jax.jit(jax.value_and_grad(loss_of(case, tau, fn, gradient, encode)))
+        loss, grads = step(params, batch)
         if gradient == "autodiff":  # the exact loss scales its entropy by tau: another value
             np.testing.assert_allclose(loss, g[prefix + "loss"], rtol=TOLERANCE[name])
         want = from_torch(named(g, f"{prefix}{kind}__"), loss.dtype)
@@ -320,14 +321,16 @@ def test_padding_of_the_last_batch_changes_nothing(golden):
         user=pad(epoch.user), item=pad(epoch.item), weight=jnp.pad(epoch.weight, ((0, 0), (0, 6)))
     )
 
+    @jax.jit
+    @jax.value_and_grad
     def value(params, epoch):
         total, (weight, _, _) = model.loss(
             params, None, model.fixed, semco.Batch(epoch, jnp.int32(0)), None
         )
         return total / weight
 
-    a, grad_a = jax.value_and_grad(value)(params, epoch)
-    b, grad_b = jax.value_and_grad(value)(params, padded)
+    a, grad_a = value(params, epoch)
+    b, grad_b = value(params, padded)
     np.testing.assert_allclose(a, b, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grad_a, grad_b)
 
