@@ -15,12 +15,16 @@ from ml_collections import config_dict
 
 from experiments import base
 
+# The exact gradient's temperatures were chosen by cold-validation NDCG@20 after 4 epochs of one seed
+# (content=files): sparsemax among 4, 5, 6 (.2020, .2030, .2012), entmax15 among 1, 1.25, 1.5
+# (.1957, .2024, .2022).
 TUNED = {
     "autodiff": {
         "softmax": (0.15, 1e-4),
         "entmax15": (2.0, 1e-4),
         "sparsemax": (12.0, 1e-4),
     },
+    "fenchel_young": {"entmax15": (1.25, 1e-4), "sparsemax": (5.0, 1e-4)},
 }
 
 
