@@ -15,8 +15,8 @@ from ml_collections import config_dict
 
 from experiments import base
 
-# The exact gradient's temperatures were chosen by cold-validation NDCG@20 after 4 epochs of one seed
-# (content=files): sparsemax among 4, 5, 6 (.2020, .2030, .2012), entmax15 among 1, 1.25, 1.5
+# The exact gradient's temperatures were chosen by cold-validation NDCG@20 after 4 epochs of one
+# seed (content=files): sparsemax among 4, 5, 6 (.2020, .2030, .2012), entmax15 among 1, 1.25, 1.5
 # (.1957, .2024, .2022).
 TUNED = {
     "autodiff": {
