@@ -8,8 +8,8 @@ The score is then the cosine between the user's profile and the item's content.
 from collections.abc import Mapping
 
 import numpy as np
-import scipy.sparse
 
+from jaxcold.data import vectors
 from jaxcold.types import Csr, Representations
 
 
@@ -48,14 +48,6 @@ def represent(
         mode = np.array(table, np.float32)
         if present is not None:
             mode[~present[name]] = 0
-        modes.append(_unit(mode))
-    item = _unit(np.concatenate(modes, axis=1))
-    ones = np.ones(len(train.indices), np.float32)
-    history = scipy.sparse.csr_array((ones, train.indices, train.indptr), (train.rows, items))
-    return Representations(_unit(history @ item), item)  # the sum has the mean's direction
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length one; zero rows stay zero."""
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norm, out=np.zeros_like(rows), where=norm > 0)
+        modes.append(vectors.unit_rows(mode))
+    item = vectors.unit_rows(np.concatenate(modes, axis=1))
+    return Representations(vectors.history_means(train, item), item)
