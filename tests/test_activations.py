@@ -193,6 +193,23 @@ def test_blocks_of_rows_change_nothing(rows, n):
     np.testing.assert_allclose(p.sum(-1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [1.25, 1.5, 2.0])
+@pytest.mark.parametrize("n", [512, 700])
+def test_long_rows(alpha, n):
+    """Long rows start from the maxima of groups: few large entries, many, ties, -inf."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(10, n)) * np.geomspace(1e-4, 30, 10)[:, None]
+    z = np.concatenate([z, np.repeat(z[-1:], 3, 0), np.zeros((1, n))])
+    z[-4, : n // 2] = -np.inf
+    z[-3, 1:] = -np.inf
+    z[-2] = np.sort(z[-2])  # the largest entries together, some behind the last whole group
+    z = z.astype(np.float32)
+    p = jax.jit(lambda z: sparse.entmax(z, alpha))(z)
+    oracle = jax.jit(lambda z: sparse.entmax(z, alpha, method="bisect"))(z)
+    np.testing.assert_allclose(p, oracle, atol=1e-6)
+    np.testing.assert_allclose(p.sum(-1), 1, atol=1e-6)
+
+
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e5, 1e30])
 def test_magnitudes(alpha, scale):
