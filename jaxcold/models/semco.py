@@ -49,6 +49,9 @@ Gradient = Literal["autodiff", "fenchel_young"]
 # an item's embedding has the same bits alone as inside the catalogue.
 BLOCK = 1024
 
+# Logit of a column that is not there: so far below a cosine that no map gives it a probability.
+ABSENT = -1e9
+
 
 class ContentEncoder(nnx.Module):
     """f(X_1, .., X_M): per mode Dense, batch norm, ReLU; attention over modes; Dense; unit rows."""
@@ -166,13 +169,46 @@ def gather_histories(fixed: Fixed, user: Array, weight: Array, slots: Array) -> 
     return Histories(item, jnp.where(used, row, rows), leader, length)
 
 
+@jax.custom_vjp
+def _logits(users: Array, items: Array, bias: Array) -> Array:
+    """``users @ items.T + bias``: [B, d], [B, d], [B] -> [B, B]; `bias` gets no gradient.
+
+    Both halves are written for memory: the bias is one more column of the product instead of a
+    pass over [B, B], and the gradient never transposes its cotangent [B, B], which costs a CPU
+    twice the product itself.
+    """
+    ones = jnp.ones((len(users), 1), users.dtype)
+    return jnp.concatenate([users, ones], 1) @ jnp.concatenate([items, bias[:, None]], 1).T
+
+
+def _logits_forward(users: Array, items: Array, bias: Array) -> tuple[Array, Any]:
+    return _logits(users, items, bias), (users, items)
+
+
+def _logits_backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
+    users, items = kept
+    # Between barriers the transposes stay on the small arrays; XLA would move them to the large.
+    small = jax.lax.optimization_barrier(jax.lax.optimization_barrier(users.T) @ g)
+    return g @ items, small.T, None
+
+
+_logits.defvjp(_logits_forward, _logits_backward)
+
+
 def sampled_entmax(
-    scores: Array, weight: Array, *, alpha: float, tau: Array | float, gradient: Gradient
+    users: Array,
+    items: Array,
+    weight: Array,
+    *,
+    alpha: float,
+    tau: Array | float,
+    gradient: Gradient,
 ) -> Array:
     """Sampled entmax of a batch (paper, equation 7): row j's target is column j.
 
     Args:
-        scores: [B, B] cosines of the batch's users (rows) and items (columns).
+        users: [B, d] unit rows.
+        items: [B, d] unit rows, the positives; each row's negatives are the others'.
         weight: [B]; pairs of weight 0 are neither targets nor negatives.
         alpha: 1 softmax, 1.5 entmax15, 2 sparsemax.
         tau: temperature. For alpha > 1 the cosine is divided by it twice for the
@@ -182,15 +218,15 @@ def sampled_entmax(
     Returns:
         [B] losses, not weighted.
     """
+    logits = _logits(users / tau, items, jnp.where(weight > 0, 0.0, ABSENT))
     # Padding has no column to hit; its row is given one and counts for nothing.
-    labels = jnp.where(weight > 0, jnp.arange(scores.shape[0]), 0)
+    labels = jnp.where(weight > 0, jnp.arange(len(weight)), 0)
     return fenchel_young_loss(
-        scores / tau,
+        logits,
         labels,
         alpha,
         tau=tau if alpha > 1 else 1.0,
         gradient=gradient if alpha > 1 else "fenchel_young",
-        where=(weight > 0)[None, :],
     )
 
 
@@ -255,9 +291,7 @@ def _loss(
     rows = encoder(features, encoder.fold(fixed.moments), present)
     leave_out = user_vector == "leave_one_out"
     users = user_vectors(rows, histories, positive if leave_out else None)
-    losses = sampled_entmax(
-        users @ rows[positive].T, weight, alpha=alpha, tau=tau, gradient=gradient
-    )
+    losses = sampled_entmax(users, rows[positive], weight, alpha=alpha, tau=tau, gradient=gradient)
     if leave_out:  # a history of the positive alone says nothing about the user
         weight = jnp.where(histories.length > 1, weight, 0.0)
     return jnp.sum(losses * weight), (jnp.sum(weight), extra, {})
