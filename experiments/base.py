@@ -10,26 +10,43 @@ from typing import Any
 
 from ml_collections import config_dict
 
-MODELS = ("semco",)
+MODELS = ("semco", "semco_offline", "semco_online")
+
+# Fields of config.model that a data set's tables fill where a run leaves them unset.
+TUNABLE = ("tau", "l2", "teacher_tau", "lam", "omega", "positives", "ema", "warmup_epochs")
 
 # The maps that the papers name, by alpha.
 ALPHA = {"softmax": 1.0, "entmax15": 1.5, "sparsemax": 2.0}
 
 Tuned = Mapping[str, Mapping[str, tuple[float, float]]]
+Distilled = Mapping[str, Mapping[str, float]]
 
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the message is one line that names the field."""
 
 
-def get_config(model: str, *, dataset: str, about: str, tuned: Tuned) -> config_dict.ConfigDict:
+def get_config(
+    model: str,
+    *,
+    dataset: str,
+    about: str,
+    tuned: Tuned,
+    offline: Distilled,
+    online: Distilled,
+    distilled_gradient: str = "autodiff",
+) -> config_dict.ConfigDict:
     """The defaults.
 
     Args:
         model: what follows the colon in ``--config=FILE.py:MODEL``.
         dataset: its name, also of its folder and ``.inter`` file.
         about: the header of the config file, shown when its data are absent.
-        tuned: gradient -> name of the map -> (tau, l2), used where a run sets neither.
+        tuned: gradient -> name of the map -> (tau, l2), used where a run sets neither; for
+            semco_offline these are the teacher's.
+        offline: name of the map -> values of `TUNABLE` fields for semco_offline.
+        online: the same for semco_online, with train.epochs as "epochs".
+        distilled_gradient: that `offline` and `online` belong to.
 
     Raises:
         ConfigError: for an unknown model, listing the known ones.
@@ -63,21 +80,46 @@ def get_config(model: str, *, dataset: str, about: str, tuned: Tuned) -> config_
     c.model.hidden = 192
     c.model.out = 64
     c.model.attention_layers = 1  # 1 as the authors' code, 2 as the paper's text
-    c.model.encode = "all"  # all | active: which warm items a step encodes
+    if model == "semco":
+        c.model.encode = "all"  # all | active: which warm items a step encodes
     c.model.batch_norm = "catalogue"  # catalogue | batch: statistics used after training
     c.model.user_vector = "mean"  # mean | leave_one_out
+    if model != "semco":  # hidden, out and tau above are the student's; l2 is the teacher's
+        c.model.teacher_hidden = 384
+        c.model.teacher_out = 384
+        c.model.teacher_tau = config_dict.placeholder(float)  # unset: tuned
+        c.model.teacher_epochs = config_dict.placeholder(int)  # unset: train.epochs, 15 at most
+        c.model.lam = config_dict.placeholder(float)  # weight of the student's contrastive loss
+        c.model.omega = config_dict.placeholder(float)  # temperature of the distillation
+        c.model.positives = config_dict.placeholder(int)  # items per user in its sub-batches
+    if model == "semco_offline":
+        # WORKDIR of a finished run of model "semco" with these teacher sizes; unset: train one.
+        c.model.teacher = config_dict.placeholder(str)
+    if model == "semco_online":
+        c.model.ema = config_dict.placeholder(float)  # momentum of the student's view
+        c.model.warmup_epochs = config_dict.placeholder(int)  # of the student's learning rate
+    base = {
+        gradient: {name: {"tau": tau, "l2": l2} for name, (tau, l2) in values.items()}
+        for gradient, values in tuned.items()
+    }
+    teachers = base.get(distilled_gradient, {})
     c.model.tuned = config_dict.ConfigDict(
         {
-            gradient: {name: {"tau": tau, "l2": l2} for name, (tau, l2) in values.items()}
-            for gradient, values in tuned.items()
-        }
+            "semco": base,
+            "semco_offline": {distilled_gradient: _students(offline, teachers)},
+            "semco_online": {distilled_gradient: {k: dict(v) for k, v in online.items()}},
+        }[model]
     )
 
     c.train = config_dict.ConfigDict()
-    c.train.epochs = 15
+    c.train.epochs = 15  # of semco_offline: the student's, after the teacher's
     c.train.batch_size = 2048
     c.train.learning_rate = 1e-3  # decays to 0 by a cosine over all steps
     c.train.eval_every = 1  # epochs between evaluations on cold validation
+
+    if model == "semco_online":
+        del c.train.epochs
+        c.train.epochs = config_dict.placeholder(int)  # unset: tuned
 
     c.eval = config_dict.ConfigDict()
     c.eval.cutoffs = (20,)
@@ -85,28 +127,47 @@ def get_config(model: str, *, dataset: str, about: str, tuned: Tuned) -> config_
     return c.lock()
 
 
+def _students(
+    offline: Distilled, teachers: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Map -> field -> value: the student's, and the base model's for the teacher."""
+    return {
+        name: {"l2": teachers[name]["l2"], "teacher_tau": teachers[name]["tau"], **values}
+        for name, values in offline.items()
+    }
+
+
 def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """A copy in which tau and l2 are numbers, checked before anything is loaded.
+    """A copy in which what a run left unset has its tuned value, checked before anything is loaded.
 
     Raises:
         ConfigError: naming the field and what it may be.
     """
     c = config.copy_and_resolve_references()
-    _check(c)
     names = {alpha: name for name, alpha in ALPHA.items()}
     # Softmax has one gradient: its exact one, which is also the authors'.
     gradient = c.model.gradient if c.model.alpha > 1 else "autodiff"
-    values = c.model.tuned.get(gradient, {}).get(names.get(c.model.alpha, ""), {})
-    for field in ("tau", "l2"):
-        if c.model[field] is None:
-            if field not in values:
-                known = ", ".join(sorted(c.model.tuned.get(gradient, {}))) or "none"
-                raise ConfigError(
-                    f"config.model.{field} is unset and {c.data.name} has no tuned value for "
-                    f"alpha={c.model.alpha:g} with gradient={gradient!r} (tuned: {known}); "
-                    f"pass --config.model.{field}=NUMBER"
-                )
-            c.model[field] = values[field]
+    table = c.model.tuned.get(gradient, {})
+    values = table.get(names.get(c.model.alpha, ""), {})
+    if c.train.epochs is None and "epochs" in values:
+        c.train.epochs = values["epochs"]
+    missing = [] if c.train.epochs is not None else ["train.epochs"]
+    for field in TUNABLE:
+        if field in c.model and c.model[field] is None:
+            if field in values:
+                c.model[field] = values[field]
+            else:
+                missing.append(f"model.{field}")
+    if missing:
+        known = ", ".join(sorted(table)) or "none"
+        raise ConfigError(
+            f"{', '.join(f'config.{field}' for field in missing)}: unset, and {c.data.name} has no "
+            f"tuned value for alpha={c.model.alpha:g} with gradient={gradient!r} (tuned: {known}); "
+            f"pass {' '.join(f'--config.{field}=NUMBER' for field in missing)}"
+        )
+    if "teacher_epochs" in c.model and c.model.teacher_epochs is None:
+        c.model.teacher_epochs = min(15, c.train.epochs)
+    _check(c)
     return c
 
 
@@ -124,7 +185,16 @@ def _check(c: config_dict.ConfigDict) -> None:
     for field in ("epochs", "batch_size", "eval_every"):
         need(c.train[field] >= 1, f"train.{field}", "at least 1", c.train[field])
     need(c.train.learning_rate > 0, "train.learning_rate", "above 0", c.train.learning_rate)
-    need(c.model.l2 is None or c.model.l2 >= 0, "model.l2", "at least 0", c.model.l2)
+    need(c.model.l2 >= 0, "model.l2", "at least 0", c.model.l2)
+    if "teacher_epochs" in c.model:
+        need(
+            c.model.teacher_epochs >= 1,
+            "model.teacher_epochs",
+            "at least 1",
+            c.model.teacher_epochs,
+        )
+    if "warmup_epochs" in c.model:
+        need(c.model.warmup_epochs >= 0, "model.warmup_epochs", "at least 0", c.model.warmup_epochs)
 
 
 def names(config: config_dict.ConfigDict, prefix: str = "config") -> list[str]:

@@ -1,6 +1,7 @@
 """A run, stage by stage: load, train a model per seed, evaluate, report."""
 
 import json
+import math
 import pathlib
 import shutil
 import time
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import nnx
 from ml_collections import config_dict
 from rich.console import Console
 
@@ -21,13 +23,15 @@ from jaxcold.eval.figure import figure
 from jaxcold.eval.metrics import Metrics, evaluate
 from jaxcold.eval.rank import random_top_k, top_k
 from jaxcold.models import content_knn
+from jaxcold.models.distillation import clock_of
 from jaxcold.recommender import SEMCo
 from jaxcold.train.loop import DivergedError, fit
-from jaxcold.train.optim import adam_coupled_l2, cosine
+from jaxcold.train.optim import adam_coupled_l2, cosine, in_turn, warm_up
 from jaxcold.train.step import Step, TrainState, init_state, make_step
 from jaxcold.types import EvalSlice, Model, Representations
 
 CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
+FAMILY = {"semco": "SEMCo", "semco_offline": "SEMCo-Offline", "semco_online": "SEMCo-Online"}
 TITLE = {1.0: "softmax", 1.5: "entmax15", 2.0: "sparsemax"}
 
 BySlice = Mapping[str, Metrics]
@@ -88,7 +92,7 @@ def run(
 def title(config: config_dict.ConfigDict) -> str:
     """The model's name in tables: "SEMCo sparsemax"."""
     alpha = config.model.alpha
-    return f"SEMCo {TITLE.get(alpha, f'alpha={alpha:g}')}"
+    return f"{FAMILY[config.model.name]} {TITLE.get(alpha, f'alpha={alpha:g}')}"
 
 
 def _cutoff(config: config_dict.ConfigDict) -> int:
@@ -108,23 +112,65 @@ def _prepare(config: config_dict.ConfigDict, workdir: pathlib.Path, overwrite: b
         + ", ".join(f"{name} ({t.shape[1]})" for name, t in dataset.content.tables.items()),
         highlight=False,
     )
-    options = config.model.to_dict()
-    for other in ("l2", "tuned"):
-        options.pop(other)
-    model = models.build(
-        options.pop("name"),
-        dataset,
-        batch_size=config.train.batch_size,
-        stream=config.data.mmap and config.model.encode == "active",
-        **options,
-    )
-    schedule = cosine(config.train.learning_rate, config.train.epochs * model.steps_per_epoch)
-    optimizer = adam_coupled_l2(schedule, config.model.l2)
+    model = _model(config, dataset)
+    optimizer = _optimizer(config, model)
     # Only now: bad input leaves the folder as it was.
     _open_workdir(workdir, plain)
     write_split(workdir / SPLIT_FILE, split)
     step = make_step(model, optimizer)
     return Run(config, workdir, dataset, split.slices(), model, optimizer, step, console)
+
+
+def _model(config: config_dict.ConfigDict, dataset: Dataset) -> Model:
+    options = config.model.to_dict()
+    for other in ("l2", "tuned", "warmup_epochs"):
+        options.pop(other, None)
+    if "encode" in options:
+        options["stream"] = config.data.mmap and options["encode"] == "active"
+    if folder := options.pop("teacher", None):
+        options["teachers"] = _teachers(folder, config, dataset)
+    return models.build(options.pop("name"), dataset, batch_size=config.train.batch_size, **options)
+
+
+def _teachers(
+    folder: str, config: config_dict.ConfigDict, dataset: Dataset
+) -> dict[int, nnx.State]:
+    """The teacher of each seed, from a finished run on the same split."""
+    where = pathlib.Path(folder)
+    try:
+        with np.load(where / SPLIT_FILE, allow_pickle=False) as theirs:
+            same = np.array_equal(theirs["warm_train"], dataset.split.pairs["warm_train"])
+    except (OSError, KeyError, ValueError):
+        raise ConfigError(
+            f"config.model.teacher: {where / SPLIT_FILE} cannot be read; name the --workdir of a "
+            "finished run"
+        ) from None
+    if not same:
+        raise ConfigError(
+            f"config.model.teacher: {where} was trained on another split; pass "
+            f"--config.data.split_file={where / SPLIT_FILE}"
+        )
+    return {s: SEMCo.load(where / "models" / f"seed_{s}").encoder.params for s in config.seeds}
+
+
+def _epochs(config: config_dict.ConfigDict) -> int:
+    """Of the whole run: a teacher that is trained first has its own."""
+    first = config.model.name == "semco_offline" and not config.model.teacher
+    return config.train.epochs + (config.model.teacher_epochs if first else 0)
+
+
+def _optimizer(config: config_dict.ConfigDict, model: Model) -> Any:
+    rate, steps = config.train.learning_rate, model.steps_per_epoch
+    if config.model.name == "semco":
+        return adam_coupled_l2(cosine(rate, config.train.epochs * steps), config.model.l2)
+    trained = 0 if config.model.get("teacher") else config.model.teacher_epochs * steps
+    clock = clock_of(config.model.name == "semco_online", trained)
+    return in_turn(
+        adam_coupled_l2(cosine(rate, max(trained, 1)), config.model.l2),
+        adam_coupled_l2(warm_up(rate, config.model.get("warmup_epochs", 0) * steps), 0.0),
+        teacher_stops=clock.teacher,
+        student_starts=clock.student,
+    )
 
 
 def _check_workdir(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:
@@ -172,8 +218,9 @@ def _train(setup: Run, seed: int) -> BySlice:
     """Trains one seed; validation is looked at as it goes, test once at the end."""
     config, model, workdir = setup.config, setup.model, setup.workdir
     pairs = len(setup.dataset.split.train.user)
-    batch, steps, epochs = config.train.batch_size, model.steps_per_epoch, config.train.epochs
+    batch, steps, epochs = config.train.batch_size, model.steps_per_epoch, _epochs(config)
     losses: list[float] = []
+    measured: dict[str, list[float]] = {}  # since the last row
     start = time.monotonic()
     headline = f"val/cold/ndcg@{_cutoff(config)}"
 
@@ -186,10 +233,13 @@ def _train(setup: Run, seed: int) -> BySlice:
 
         def on_step(number: int, logs: Mapping[str, float]) -> None:
             losses.append(logs["loss"])
+            finite = {name: value for name, value in logs.items() if math.isfinite(value)}
+            for name in finite.keys() - {"loss"}:
+                measured.setdefault(name, []).append(finite[name])
             last = (number + 1) % steps == 0
             progress.advance(pairs - (steps - 1) * batch if last else batch, logs["loss"])
             if number % 10 == 0:
-                log(number, {f"train/{name}": value for name, value in logs.items()})
+                log(number, {f"train/{name}": value for name, value in finite.items()})
 
         def on_epoch(epoch: int, state: TrainState) -> None:
             if epoch == epochs or epoch % config.train.eval_every:
@@ -205,8 +255,10 @@ def _train(setup: Run, seed: int) -> BySlice:
                 "step": epoch * steps,
                 "loss": float(np.mean(losses[-steps:])),
                 "seconds": time.monotonic() - start,
+                **{f"train/{name}": float(np.mean(found)) for name, found in measured.items()},
                 **values,
             }
+            measured.clear()
             report.append_row(workdir / ROWS_FILE, row)
             log(epoch * steps, values)
             progress.say(

@@ -87,7 +87,7 @@ class Model(NamedTuple):
     """
 
     fixed: Any  # arrays that no step changes, on the device
-    init: Callable[[Any], tuple[Any, Any]]  # key -> (params, extra)
+    init: Callable[[int], tuple[Any, Any]]  # seed -> (params, extra)
     loss: Callable  # (params, extra, fixed, batch, key) -> sum, (weight, extra, logs)
     represent: Callable[[Any, Any], Representations]  # (params, extra) -> embeddings
     batches: Callable[[np.random.Generator], Iterator[Any]]  # one epoch, constant shapes

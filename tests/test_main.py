@@ -31,6 +31,8 @@ def small(config, root=None):
         config.seeds = (0,)
         config.data.root = None if root is None else str(root)
         config.model.update(hidden=8, out=4)
+        if config.model.name != "semco":
+            config.model.update(teacher_hidden=8, teacher_out=6)
         config.train.update(epochs=2, batch_size=64)
         config.eval.update(cutoffs=(5,))
     return config
@@ -98,6 +100,53 @@ def test_every_config_trains_and_reports(name, tmp_path):
     assert len(served.recommend(k=3)) == 3 * len(served.users)
     with np.load(workdir / "split.npz", allow_pickle=False) as split:
         assert set(split) >= {"warm_train", "cold_test", "warm_items"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_has_values_for_distillation(name):
+    for model in ("semco_offline", "semco_online"):
+        config = base.resolve(CONFIGS[name].get_config(model))
+        assert min(config.model[f] for f in ("tau", "teacher_tau", "omega", "lam", "positives")) > 0
+        assert config.model.teacher_epochs <= config.train.epochs
+    unset = CONFIGS[name].get_config("semco_online")
+    unset.model.alpha = 1.0  # neither the paper nor we have values for online softmax
+    with pytest.raises(base.ConfigError, match=r"--config\.model\.omega=NUMBER"):
+        base.resolve(unset)
+
+
+def test_distillation_trains_reports_and_takes_a_finished_teacher(tmp_path):
+    write_mmrec(tmp_path / "data", "clothing", ("text",))
+    results = {}
+    for model, teacher in {"semco_offline": None, "semco_online": None, "again": "x"}.items():
+        config = small(
+            clothing.get_config(model if teacher is None else "semco_offline"), tmp_path / "data"
+        )
+        config.train.batch_size = 16  # an epoch of more steps than lie between two measurements
+        if teacher is not None:
+            wide = small(clothing.get_config(), tmp_path / "data")
+            wide.model.update(hidden=8, out=6)
+            runner.run(base.resolve(wide), tmp_path / "teacher")
+            config.model.teacher = str(tmp_path / "teacher")
+        results[model] = runner.run(base.resolve(config), tmp_path / model)
+        rows = [
+            json.loads(r) for r in (tmp_path / model / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert rows[-1]["epoch"] == (4 if model == "semco_offline" else 2)
+        for name in ("support/student", "target_in_support/teacher", "ema_drift"):
+            assert -1e-6 <= rows[-1][f"train/{name}"] <= 1, name
+        served = jaxcold.load(tmp_path / model / "models" / "seed_0")
+        assert served.embed({"text": np.ones((1, 6))}).shape == (1, 4)
+        assert (tmp_path / model / "summary.png").exists()
+    assert "SEMCo-Online sparsemax" in (tmp_path / "semco_online" / "results.md").read_text()
+
+    other = small(clothing.get_config("semco_offline"), tmp_path / "data")
+    other.model.teacher = str(tmp_path / "teacher")
+    other.data.split_seed = 7
+    with pytest.raises(base.ConfigError, match=r"split_file=.*split\.npz"):
+        runner.run(base.resolve(other), tmp_path / "other")
+    other.model.teacher = str(tmp_path / "nowhere")
+    with pytest.raises(base.ConfigError, match="nowhere"):
+        runner.run(base.resolve(other), tmp_path / "other")
 
 
 def test_two_runs_give_the_same_bits_and_a_written_split_is_read_back(tmp_path):
@@ -212,7 +261,7 @@ def test_mistyped_overrides_list_the_valid_names(arguments, message, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.model.alpha=1.25"], "config.model.tau is unset"),
+        (["--config.model.alpha=1.25"], "config.model.tau, config.model.l2: unset"),
         (["--config.model.gradient=fenchel_young"], "--config.model.tau=NUMBER"),
         (["--config.train.epochs=0"], "config.train.epochs: at least 1, not 0"),
         (["--config.train.batch_size=-1"], "config.train.batch_size: at least 1"),

@@ -313,7 +313,7 @@ def test_one_seed_repeats_to_the_last_bit_and_two_differ(golden):
 def test_padding_of_the_last_batch_changes_nothing(golden):
     g = golden("semco/encoder")
     model = build(tiny(golden))
-    params, _ = model.init(jax.random.key(0))
+    params, _ = model.init(0)
     full = batch_of(g, g["batch_user"][:10], g["batch_item"][:10])
     pad = lambda x: jnp.pad(x, ((0, 0), (0, 6)), mode="edge")  # noqa: E731
     epoch = full.epoch

@@ -230,7 +230,7 @@ def torch_stepper(
     def tensor(array: Any) -> torch.Tensor:
         return torch.from_numpy(np.array(array))
 
-    initial = model.init(jax.random.key(SEED))[0]  # those of `init_state`
+    initial = model.init(SEED)[0]  # those of `init_state`
     params = {
         jax.tree_util.keystr(path, simple=True, separator="."): tensor(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(initial)

@@ -14,6 +14,13 @@ from jaxcold.eval.report import TITLES, methods, write_atomic
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
 _COLOURS = {"random": "#999999", "content-KNN": "#E69F00", "oracle": "#009E73"}
 _MODEL = "#0072B2"
+# Rows that distillation adds, with a title and what is on the axis.
+_DISTILLATION = {
+    "train/support/student": ("student", "share of similarities kept"),
+    "train/support/teacher": ("teacher", "share of similarities kept"),
+    "train/target_in_support/student": ("student", "share of targets above zero"),
+    "train/ema_drift": ("moving average", "1 - cosine to the teacher"),
+}
 _METRICS = {"recall": "Recall", "ndcg": "NDCG", "mdg": "MDG", "gini": "Gini div."}
 
 
@@ -30,7 +37,8 @@ def figure(
 
     Args:
         workdir: an existing folder.
-        rows: of metrics.jsonl: "seed", "epoch", "loss" and "val/cold/ndcg@20", each optional.
+        rows: of metrics.jsonl: "seed", "epoch", "loss", "val/cold/ndcg@20" and what distillation
+            measures, each optional.
         results: as for `jaxcold.eval.report.write_results`.
         items: method (the model's name, or a key of results["baselines"]) to its cold-test
             metrics of one seed, for the spread of gains and exposure over items.
@@ -44,11 +52,12 @@ def figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(13, 7.6), dpi=110, layout="constrained")
-    axes = canvas.subplot_mosaic(
-        [["loss", "ndcg", "accuracy", "gini"], ["mdg", "mdg", "shown", "shown"]],
-        width_ratios=[1, 1, 1.6, 0.5],
-    )
+    mosaic: list[Any] = [["loss", "ndcg", "accuracy", "gini"], ["mdg", "mdg", "shown", "shown"]]
+    distilled = any(key in row for row in rows for key in _DISTILLATION)
+    if distilled:
+        mosaic.append(list(_DISTILLATION))
+    canvas = Figure(figsize=(13, 3.8 * len(mosaic)), dpi=110, layout="constrained")
+    axes = canvas.subplot_mosaic(mosaic, width_ratios=[1, 1, 1.6, 0.5])
     for axis in axes.values():
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#dddddd", linewidth=0.7)
@@ -73,6 +82,8 @@ def figure(
     axes["gini"].set(title="test diversity", ylabel="1 - Gini of exposure", ylim=(0, 1))
     _distribution(axes["mdg"], items, name, f"mdg@{cutoff}")
     _distribution(axes["shown"], items, name, f"exposure@{cutoff}")
+    for key in _DISTILLATION if distilled else ():
+        _curves(axes[key], rows, key, *_DISTILLATION[key])
     canvas.suptitle(f"{name}: summary of the run", fontsize=13, fontweight="bold")
     data = io.BytesIO()
     FigureCanvasAgg(canvas).print_png(data)

@@ -9,7 +9,12 @@ from typing import Any
 from jaxcold.data.dataset import Dataset
 from jaxcold.types import Model
 
-NAMES = ("semco",)
+# Name to its file and what the name alone decides.
+NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "semco": ("semco", {}),
+    "semco_offline": ("distillation", {"online": False}),
+    "semco_online": ("distillation", {"online": True}),
+}
 
 
 def build(name: str, dataset: Dataset, **options: Any) -> Model:
@@ -20,4 +25,5 @@ def build(name: str, dataset: Dataset, **options: Any) -> Model:
     """
     if name not in NAMES:
         raise ValueError(f"model {name!r} is unknown; choose one of: {', '.join(NAMES)}")
-    return importlib.import_module(f"jaxcold.models.{name}").build(dataset, **options)
+    file, decided = NAMES[name]
+    return importlib.import_module(f"jaxcold.models.{file}").build(dataset, **decided, **options)

@@ -8,7 +8,7 @@ Recommendation, SIGIR 2026, sections 3.2 and 3.3.1.
 """
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -104,6 +104,52 @@ class ContentEncoder(nnx.Module):
         return rows
 
 
+class DistilledEncoder(nnx.Module):
+    """A content encoder, the teacher, with a student on its outputs: Dense, ReLU, Dense, unit rows.
+
+    Called like `ContentEncoder`; its rows are the student's.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        hidden: int,
+        out: int,
+        attention_layers: int,
+        student: tuple[int, int],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.teacher = ContentEncoder(widths, hidden, out, attention_layers, rngs=rngs)
+        self.student = Student(out, *student, rngs=rngs)
+
+    def fold(self, moments: Sequence[Moments]) -> tuple[Affine, ...]:
+        """As `ContentEncoder.fold`: the student has no batch norm."""
+        return self.teacher.fold(moments)
+
+    def __call__(
+        self,
+        features: Sequence[Array],
+        first: Sequence[Affine],
+        present: Sequence[Array] | None = None,
+    ) -> Array:
+        """Embeds items as `ContentEncoder` does: [n, out] unit rows of the student."""
+        return self.student(self.teacher(features, first, present))
+
+
+class Student(nnx.Module):
+    """Dense, ReLU, Dense, unit rows, on the teacher's item embeddings (paper, section 3.3.2)."""
+
+    def __init__(self, inputs: int, hidden: int, out: int, *, rngs: nnx.Rngs):
+        self.first = Dense(inputs, hidden, rngs=rngs)
+        self.second = Dense(hidden, out, rngs=rngs)
+
+    def __call__(self, teacher: Array) -> Array:
+        """[n, inputs] -> [n, out] unit rows; a zero row (no content at all) stays zero."""
+        rows = unit_rows(self.second(jax.nn.relu(self.first(teacher))))
+        return jnp.where(jnp.any(teacher != 0, axis=-1, keepdims=True), rows, 0.0)
+
+
 class Fixed(NamedTuple):
     """What no step changes, on the device; items are numbered among the N warm ones."""
 
@@ -170,7 +216,7 @@ def gather_histories(fixed: Fixed, user: Array, weight: Array, slots: Array) -> 
 
 
 @jax.custom_vjp
-def _logits(users: Array, items: Array, bias: Array) -> Array:
+def logits(users: Array, items: Array, bias: Array) -> Array:
     """``users @ items.T + bias``: [B, d], [B, d], [B] -> [B, B]; `bias` gets no gradient.
 
     Both halves are written for memory: the bias is one more column of the product instead of a
@@ -182,7 +228,7 @@ def _logits(users: Array, items: Array, bias: Array) -> Array:
 
 
 def _logits_forward(users: Array, items: Array, bias: Array) -> tuple[Array, Any]:
-    return _logits(users, items, bias), (users, items)
+    return logits(users, items, bias), (users, items)
 
 
 def _logits_backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
@@ -192,7 +238,7 @@ def _logits_backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
     return g @ items, small.T, None
 
 
-_logits.defvjp(_logits_forward, _logits_backward)
+logits.defvjp(_logits_forward, _logits_backward)
 
 
 def sampled_entmax(
@@ -218,11 +264,10 @@ def sampled_entmax(
     Returns:
         [B] losses, not weighted.
     """
-    logits = _logits(users / tau, items, jnp.where(weight > 0, 0.0, ABSENT))
     # Padding has no column to hit; its row is given one and counts for nothing.
     labels = jnp.where(weight > 0, jnp.arange(len(weight)), 0)
     return fenchel_young_loss(
-        logits,
+        logits(users / tau, items, jnp.where(weight > 0, 0.0, ABSENT)),
         labels,
         alpha,
         tau=tau if alpha > 1 else 1.0,
@@ -254,6 +299,44 @@ def user_vectors(item_rows: Array, histories: Histories, positive: Array | None)
     return unit_rows(jnp.where((length > 0)[:, None], mean, 0.0))
 
 
+def contrast(
+    rows: Array,
+    histories: Histories,
+    positive: Array,
+    weight: Array,
+    *,
+    alpha: float,
+    tau: Array | float,
+    gradient: Gradient,
+    user_vector: str,
+) -> tuple[Array, Array]:
+    """The loss of a batch on item embeddings: its weighted sum, and the sum of the weights.
+
+    Args:
+        rows: [n, d] item embeddings.
+        histories: of the batch's users; its `item` are rows of `rows`.
+        positive: i32[B] rows of `rows`.
+        weight: [B].
+        alpha: see `sampled_entmax`.
+        tau: see `sampled_entmax`.
+        gradient: see `sampled_entmax`.
+        user_vector: see `build`.
+    """
+    leave_out = user_vector == "leave_one_out"
+    users = user_vectors(rows, histories, positive if leave_out else None)
+    losses = sampled_entmax(users, rows[positive], weight, alpha=alpha, tau=tau, gradient=gradient)
+    if leave_out:  # a history of the positive alone says nothing about the user
+        weight = jnp.where(histories.length > 1, weight, 0.0)
+    return jnp.sum(losses * weight), jnp.sum(weight)
+
+
+def unpack(fixed: Fixed, batch: Batch) -> tuple[Histories, Array, Array]:
+    """Histories, positives i32[B] and weights f32[B] of a batch."""
+    epoch, at = batch.epoch, batch.at
+    user, positive, weight = epoch.user[at], epoch.item[at], epoch.weight[at]
+    return gather_histories(fixed, user, weight, epoch.slots), positive, weight
+
+
 def _loss(
     params: nnx.State,
     extra: Any,
@@ -271,30 +354,33 @@ def _loss(
 ) -> tuple[Array, tuple[Array, Any, dict[str, Array]]]:
     del key  # nothing random inside a step
     encoder = nnx.merge(graphdef, params)
-    epoch, at = batch.epoch, batch.at
-    user, positive, weight = epoch.user[at], epoch.item[at], epoch.weight[at]
-    histories = gather_histories(fixed, user, weight, epoch.slots)
+    histories, positive, weight = unpack(fixed, batch)
 
     features, present = fixed.features, fixed.present
     if encode == "active":
         # The ids that the batch touches, ascending, and each id's place among them.
         touched = jnp.zeros(num_items, bool).at[positive].set(True)
-        used = histories.row < len(user)
+        used = histories.row < len(positive)
         touched = touched.at[jnp.where(used, histories.item, num_items)].set(True, mode="drop")
         place = jnp.cumsum(touched) - 1
-        active = jnp.nonzero(touched, size=len(epoch.active), fill_value=0)[0]
+        active = jnp.nonzero(touched, size=len(batch.epoch.active), fill_value=0)[0]
         histories = histories._replace(item=place[histories.item])
         positive = place[positive]
         features = batch.features or tuple(x[active] for x in features)
         present = None if present is None else tuple(p[active] for p in present)
 
     rows = encoder(features, encoder.fold(fixed.moments), present)
-    leave_out = user_vector == "leave_one_out"
-    users = user_vectors(rows, histories, positive if leave_out else None)
-    losses = sampled_entmax(users, rows[positive], weight, alpha=alpha, tau=tau, gradient=gradient)
-    if leave_out:  # a history of the positive alone says nothing about the user
-        weight = jnp.where(histories.length > 1, weight, 0.0)
-    return jnp.sum(losses * weight), (jnp.sum(weight), extra, {})
+    total, count = contrast(
+        rows,
+        histories,
+        positive,
+        weight,
+        alpha=alpha,
+        tau=tau,
+        gradient=gradient,
+        user_vector=user_vector,
+    )
+    return total, (count, extra, {})
 
 
 class Encoder(NamedTuple):
@@ -305,12 +391,35 @@ class Encoder(NamedTuple):
     first: tuple[Affine, ...]  # the first layers, with a catalogue's statistics folded in
 
 
-def _structure(widths: Sequence[int], hidden: int, out: int, attention_layers: int) -> tuple:
-    """Graph and parameters of an encoder, shapes without values."""
-    abstract = nnx.eval_shape(
-        lambda: ContentEncoder(widths, hidden, out, attention_layers, rngs=nnx.Rngs(0))
-    )
-    return nnx.split(abstract)
+class Shape(NamedTuple):
+    """The sizes of an encoder; from its parameters or before there are any."""
+
+    widths: tuple[int, ...]  # features of each mode
+    hidden: int
+    out: int
+    attention_layers: int = 1
+    student: tuple[int, int] | None = None  # hidden and output width; then the rest is the teacher
+
+    def make(self, key: Array) -> ContentEncoder | DistilledEncoder:
+        """The encoder with fresh parameters."""
+        rngs = nnx.Rngs(params=key)
+        if self.student is None:
+            return ContentEncoder(*self[:4], rngs=rngs)
+        return DistilledEncoder(*self[:4], self.student, rngs=rngs)
+
+    def split(self) -> tuple[nnx.GraphDef, nnx.State]:
+        """Graph and parameters, shapes without values."""
+        return nnx.split(nnx.eval_shape(lambda: self.make(jax.random.key(0))))
+
+    @classmethod
+    def of(cls, widths: Iterable[int], arrays: Mapping[str, Any]) -> "Shape":
+        """From the parameters of `_named`."""
+        distilled = "student/second/kernel/value" in arrays
+        teacher = "teacher/" if distilled else ""
+        hidden, out = arrays[f"{teacher}final/kernel/value"].shape
+        layers = 2 if f"{teacher}fusion/second/kernel/value" in arrays else 1
+        student = arrays["student/second/kernel/value"].shape if distilled else None
+        return cls(tuple(widths), hidden, out, layers, student)
 
 
 def _named(params: nnx.State) -> dict[str, Any]:
@@ -319,10 +428,6 @@ def _named(params: nnx.State) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
     }
-
-
-def _attention_layers(names: Collection[str]) -> int:
-    return 2 if "fusion/second/kernel/value" in names else 1
 
 
 def encoder_arrays(encoder: Encoder) -> dict[str, np.ndarray]:
@@ -345,9 +450,7 @@ def encoder_from_arrays(arrays: Mapping[str, np.ndarray]) -> Encoder:
         Affine(*(jnp.asarray(arrays[f"first/{m}/{part}"]) for part in ("kernel", "bias")))
         for m in range(count)
     )
-    widths = [layer.kernel.shape[0] for layer in first]
-    hidden, out = arrays["final/kernel/value"].shape
-    graphdef, abstract = _structure(widths, hidden, out, _attention_layers(arrays))
+    graphdef, abstract = Shape.of((layer.kernel.shape[0] for layer in first), arrays).split()
     leaves = []
     for name, leaf in _named(abstract).items():
         if arrays[name].shape != leaf.shape:
@@ -377,10 +480,8 @@ def _embed_block(
 def trained(model: Model, params: nnx.State) -> Encoder:
     """The encoder of a model that `build` made, with trained parameters."""
     fixed: Fixed = model.fixed
-    names = _named(params)
-    widths = [moments.mean.shape[0] for moments in fixed.moments]
-    hidden, out = names["final/kernel/value"].shape
-    graphdef, _ = _structure(widths, hidden, out, _attention_layers(names))
+    widths = (moments.mean.shape[0] for moments in fixed.moments)
+    graphdef, _ = Shape.of(widths, _named(params)).split()
     return Encoder(graphdef, params, _fold(graphdef, params, fixed.served or fixed.moments))
 
 
@@ -437,9 +538,116 @@ def encode(
     return np.concatenate(blocks)
 
 
-def _choose(name: str, value: str, choices: Sequence[str]) -> None:
+def choose(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises a ValueError that lists the choices, unless `value` is one of them."""
     if value not in choices:
         raise ValueError(f"model.{name} is one of {', '.join(choices)}, not {value!r}")
+
+
+class Prepared(NamedTuple):
+    """A data set made ready for training and embedding, whatever the encoder."""
+
+    fixed: Fixed
+    batches: Callable[[np.random.Generator], Iterator[Batch]]
+    steps_per_epoch: int
+    represent: Callable[[nnx.GraphDef, nnx.State], Representations]
+    widths: tuple[int, ...]  # features of each mode
+
+
+def prepare(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    encode: str = "all",
+    batch_norm: str = "catalogue",
+    stream: bool = False,
+) -> Prepared:
+    """The half of `build` that knows the data; the arguments are explained there."""
+    choose("encode", encode, ENCODE)
+    choose("batch_norm", batch_norm, BATCH_NORM)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, not {batch_size}")
+    if stream and encode != "active":
+        raise ValueError("features stay on the host (data.mmap) only with model.encode='active'")
+
+    content, split = dataset.content, dataset.split
+    modes = list(content.tables)
+    tables = [content.tables[mode] for mode in modes]
+    present = [content.present[mode] for mode in modes]
+    warm = split.warm_items
+    some_missing = any(not p.all() for p in present)
+
+    # Inside the step items are numbered among the warm ones: 0..N-1.
+    local = np.full(dataset.interactions.num_items, -1, np.int32)
+    local[warm] = np.arange(len(warm))
+    pair_user, pair_item = split.train.user, local[split.train.item]
+    histories = Csr.from_pairs(pair_user, pair_item, split.train.num_users)
+
+    def warm_rows(ids: np.ndarray) -> tuple[np.ndarray, ...]:
+        rows = warm[ids]
+        return tuple(
+            vectors.unit_rows(np.where(p[rows][:, None], table[rows], 0))
+            for table, p in zip(tables, present, strict=True)
+        )
+
+    def moments_of(items: np.ndarray) -> tuple[Moments, ...]:
+        return tuple(
+            catalogue_moments(table, items[p[items]])
+            for table, p in zip(tables, present, strict=True)
+        )
+
+    fixed = Fixed(
+        features=() if stream else jax.tree.map(jnp.asarray, warm_rows(np.arange(len(warm)))),
+        present=tuple(jnp.asarray(p[warm]) for p in present) if some_missing else None,
+        moments=moments_of(warm),
+        indptr=jnp.asarray(histories.indptr, jnp.int32),
+        indices=jnp.asarray(histories.indices),
+        served=moments_of(np.arange(len(local))) if batch_norm == "batch" else None,
+    )
+
+    def represent(graphdef: nnx.GraphDef, params: nnx.State) -> Representations:
+        item = embed(graphdef, params, fixed.served or fixed.moments, tables, present)
+        return Representations(vectors.history_means(split.train.by_user(), item), item)
+
+    def needs(pairs: Pairs) -> tuple[int, int, list[np.ndarray]]:
+        """History entries and touched items to make room for, and the items of each step."""
+        ids = []
+        if encode == "active":
+            ids = list(touched_items(pairs, histories, len(warm)))
+        return history_entries(pairs, histories), max(map(len, ids), default=0), ids
+
+    # Epochs differ little: room found for one with a margin fits them all, and one shape is one
+    # compiled program. An epoch that needs more gets more.
+    probe = needs(shuffled_pairs(pair_user, pair_item, batch_size, np.random.default_rng(0)))
+    room = tuple(round_up(int(1.1 * need)) for need in probe[:2])
+
+    def batches(rng: np.random.Generator) -> Iterator[Batch]:
+        pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
+        *need, ids = needs(pairs)
+        entries, capacity = (r if n <= r else round_up(n) for n, r in zip(need, room, strict=True))
+        slots = np.arange(entries, dtype=np.int32)
+        capacity = min(capacity, len(warm)) if encode == "active" else 0
+        user, item, weight = map(jnp.asarray, pairs)
+        epoch = Epoch(user, item, weight, jnp.asarray(slots), jnp.arange(capacity))
+        indices = [jnp.asarray(i, jnp.int32) for i in range(len(pairs.user))]
+        if not stream:
+            yield from (Batch(epoch, i) for i in indices)
+            return
+
+        def streamed() -> Iterator[Batch]:
+            for i, rows in zip(indices, ids, strict=True):
+                padded = np.pad(rows, (0, capacity - len(rows)))
+                yield Batch(epoch, i, jax.tree.map(jnp.asarray, warm_rows(padded)))
+
+        yield from prefetch(streamed())
+
+    return Prepared(
+        fixed,
+        batches,
+        -(-len(pair_user) // batch_size),
+        represent,
+        tuple(table.shape[1] for table in tables),
+    )
 
 
 def build(
@@ -479,106 +687,36 @@ def build(
     Raises:
         ValueError: for an argument out of range, naming it and the choices.
     """
-    _choose("gradient", gradient, GRADIENT)
-    _choose("encode", encode, ENCODE)
-    _choose("batch_norm", batch_norm, BATCH_NORM)
-    _choose("user_vector", user_vector, USER_VECTOR)
+    choose("gradient", gradient, GRADIENT)
+    choose("user_vector", user_vector, USER_VECTOR)
     if not 1 <= alpha <= 2:
         raise ValueError(f"model.alpha is between 1 (softmax) and 2 (sparsemax), not {alpha}")
     if not tau > 0:
         raise ValueError(f"model.tau is positive, not {tau}")
-    for name, value in (("hidden", hidden), ("out", out), ("batch_size", batch_size)):
+    for name, value in (("hidden", hidden), ("out", out)):
         if value < 1:
             raise ValueError(f"{name} is at least 1, not {value}")
-    if stream and encode != "active":
-        raise ValueError("features stay on the host (data.mmap) only with model.encode='active'")
-
-    content, split = dataset.content, dataset.split
-    modes = list(content.tables)
-    tables = [content.tables[mode] for mode in modes]
-    present = [content.present[mode] for mode in modes]
-    warm = split.warm_items
-    some_missing = any(not p.all() for p in present)
-
-    # Inside the step items are numbered among the warm ones: 0..N-1.
-    local = np.full(dataset.interactions.num_items, -1, np.int32)
-    local[warm] = np.arange(len(warm))
-    pair_user, pair_item = split.train.user, local[split.train.item]
-    histories = Csr.from_pairs(pair_user, pair_item, split.train.num_users)
-
-    def warm_rows(ids: np.ndarray) -> tuple[np.ndarray, ...]:
-        rows = warm[ids]
-        return tuple(
-            vectors.unit_rows(np.where(p[rows][:, None], table[rows], 0))
-            for table, p in zip(tables, present, strict=True)
-        )
-
-    def moments_of(items: np.ndarray) -> tuple[Moments, ...]:
-        return tuple(
-            catalogue_moments(table, items[p[items]])
-            for table, p in zip(tables, present, strict=True)
-        )
-
-    fixed = Fixed(
-        features=() if stream else jax.tree.map(jnp.asarray, warm_rows(np.arange(len(warm)))),
-        present=tuple(jnp.asarray(p[warm]) for p in present) if some_missing else None,
-        moments=moments_of(warm),
-        indptr=jnp.asarray(histories.indptr, jnp.int32),
-        indices=jnp.asarray(histories.indices),
-        served=moments_of(np.arange(len(local))) if batch_norm == "batch" else None,
+    data = prepare(
+        dataset, batch_size=batch_size, encode=encode, batch_norm=batch_norm, stream=stream
     )
+    shape = Shape(data.widths, hidden, out, attention_layers)
+    graphdef, _ = shape.split()
 
-    shape = [table.shape[1] for table in tables], hidden, out, attention_layers
-    graphdef, _ = _structure(*shape)
-
-    def init(key: Array) -> tuple[nnx.State, None]:
-        return nnx.split(ContentEncoder(*shape, rngs=nnx.Rngs(params=key)))[1], None
+    def init(seed: int) -> tuple[nnx.State, None]:
+        return nnx.split(shape.make(jax.random.key(seed)))[1], None
 
     def represent(params: nnx.State, extra: None) -> Representations:
         del extra
-        item = embed(graphdef, params, fixed.served or fixed.moments, tables, present)
-        return Representations(vectors.history_means(split.train.by_user(), item), item)
-
-    def needs(pairs: Pairs) -> tuple[int, int, list[np.ndarray]]:
-        """History entries and touched items to make room for, and the items of each step."""
-        ids = []
-        if encode == "active":
-            ids = list(touched_items(pairs, histories, len(warm)))
-        return history_entries(pairs, histories), max(map(len, ids), default=0), ids
-
-    # Epochs differ little: room found for one with a margin fits them all, and one shape is one
-    # compiled program. An epoch that needs more gets more.
-    probe = needs(shuffled_pairs(pair_user, pair_item, batch_size, np.random.default_rng(0)))
-    room = tuple(round_up(int(1.1 * need)) for need in probe[:2])
-
-    def batches(rng: np.random.Generator) -> Iterator[Batch]:
-        pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
-        *need, ids = needs(pairs)
-        entries, capacity = (r if n <= r else round_up(n) for n, r in zip(need, room, strict=True))
-        slots = np.arange(entries, dtype=np.int32)
-        capacity = min(capacity, len(warm)) if encode == "active" else 0
-        user, item, weight = map(jnp.asarray, pairs)
-        epoch = Epoch(user, item, weight, jnp.asarray(slots), jnp.arange(capacity))
-        indices = [jnp.asarray(i, jnp.int32) for i in range(len(pairs.user))]
-        if not stream:
-            yield from (Batch(epoch, i) for i in indices)
-            return
-
-        def streamed() -> Iterator[Batch]:
-            for i, rows in zip(indices, ids, strict=True):
-                padded = np.pad(rows, (0, capacity - len(rows)))
-                yield Batch(epoch, i, jax.tree.map(jnp.asarray, warm_rows(padded)))
-
-        yield from prefetch(streamed())
+        return data.represent(graphdef, params)
 
     loss = functools.partial(
         _loss,
         graphdef=graphdef,
-        num_items=len(warm),
+        num_items=len(dataset.split.warm_items),
         alpha=alpha,
         tau=tau,
         gradient=gradient,
         encode=encode,
         user_vector=user_vector,
     )
-    return Model(fixed, init, loss, represent, batches, -(-len(pair_user) // batch_size))
+    return Model(data.fixed, init, loss, represent, data.batches, data.steps_per_epoch)

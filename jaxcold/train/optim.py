@@ -1,5 +1,8 @@
 """Optimizers and schedules of the papers, as optax transformations."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -26,4 +29,44 @@ def adam_coupled_l2(schedule: optax.Schedule, l2: float) -> optax.GradientTransf
         optax.add_decayed_weights(l2),
         optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
         optax.scale_by_learning_rate(schedule),
+    )
+
+
+def warm_up(learning_rate: float, period: int) -> optax.Schedule:
+    """Linear from 0 at step 0 to `learning_rate` at step `period`, constant from there."""
+
+    def schedule(step: jnp.ndarray) -> jnp.ndarray:
+        return learning_rate * jnp.minimum(step / max(period, 1) if period else 1.0, 1.0)
+
+    return schedule
+
+
+def in_turn(
+    teacher: optax.GradientTransformation,
+    student: optax.GradientTransformation,
+    *,
+    teacher_stops: int,
+    student_starts: int,
+) -> optax.GradientTransformation:
+    """Two optimizers for the parameters "teacher" and "student", each within its own steps.
+
+    Outside them neither the parameters nor the optimizer's state change: a student that starts
+    late starts like a fresh run.
+
+    Args:
+        teacher: updates the first group in steps 0 .. teacher_stops - 1.
+        student: updates the second from step student_starts on.
+        teacher_stops: see above.
+        student_starts: see above.
+    """
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)
+
+    return optax.partition(
+        {
+            "teacher": optax.conditionally_mask(teacher, lambda step: step < teacher_stops),
+            "student": optax.conditionally_mask(student, lambda step: step >= student_starts),
+        },
+        labels,
     )

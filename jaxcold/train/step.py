@@ -25,7 +25,7 @@ Step = Callable[[TrainState, Any, Any, Array], tuple[TrainState, dict[str, Array
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """Fresh parameters and optimizer state of a seed."""
-    params, extra = model.init(jax.random.key(seed))
+    params, extra = model.init(seed)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), extra)
 
 

@@ -1,0 +1,379 @@
+"""SEMCo with distillation: a wide teacher on the content, a small student on the teacher.
+
+The student learns the recommendations (the contrastive loss of `jaxcold.models.semco`) and the
+similarities among items that its teacher sees. Offline the teacher is trained first and then
+frozen; online both train together, and the student looks at a moving average of the teacher.
+Both are one step with a clock: who learns at which step is all that differs.
+
+Reference: Meehan and Pauwels, Sparse Contrastive Learning for Content-Based Cold Item
+Recommendation, SIGIR 2026, section 3.3.2 and equation 8.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxcold.data.dataset import Dataset
+from jaxcold.models import semco
+from jaxcold.models.layers import unit_rows
+from jaxcold.sparse import entmax, fenchel_young_loss
+from jaxcold.types import Model, Representations
+
+# Steps between measurements of the probabilities' support, each of which costs a few searches.
+LOG_EVERY = 10
+
+# Rounds of drawing after which a sub-batch is as full as it gets: the users of a batch may own
+# fewer items than it has places.
+ROUNDS = 16
+
+# What is measured then; NaN at the other steps, and while there is no student.
+MEASURED = (
+    "support/student",
+    "support/teacher",
+    "target_in_support/student",
+    "target_in_support/teacher",
+    "ema_drift",
+)
+
+
+class Extra(NamedTuple):
+    """State without gradients."""
+
+    step: Array  # i32[]
+    outputs: Array  # f32[N, D] the teacher's rows for the warm items, as of its last step
+    average: Array  # f32[N, D] what the student sees: their moving average, unit rows
+
+
+class Clock(NamedTuple):
+    """Who learns when, in steps."""
+
+    teacher: int  # the teacher learns in steps 0 .. teacher - 1
+    student: int  # the student learns from this step on
+
+
+def moving_average(old: Array, new: Array, momentum: float, first: Array | bool) -> Array:
+    """``unit_rows(momentum * old + (1 - momentum) * new)``; the first value is taken whole.
+
+    Args:
+        old: [N, D] unit rows.
+        new: [N, D].
+        momentum: in [0, 1).
+        first: whether there is nothing old yet.
+    """
+    return unit_rows(jnp.where(first, new, momentum * old + (1 - momentum) * new))
+
+
+def sub_batch(
+    key: Array, fixed: semco.Fixed, user: Array, weight: Array, *, items: int, positives: int
+) -> tuple[Array, Array]:
+    """Draws the items of the distillation loss: several of each of some of the batch's users.
+
+    A round takes ``B // positives`` of the batch's distinct users without replacement and
+    `positives` items of each one's history with replacement. Rounds go on until more than B
+    distinct items are found, of which B are kept at random. A batch of fewer distinct users than a
+    round takes gives one round with all of them.
+
+    Args:
+        key: of this step.
+        fixed: the users' histories.
+        user: i32[B].
+        weight: [B]; rows of weight 0 are not there.
+        items: N, warm items.
+        positives: items drawn per user and round.
+
+    Returns:
+        i32[min(B, N)] distinct items and bool[min(B, N)], False for unused places.
+    """
+    size = user.shape[0]
+    taken = max(1, size // positives)
+    place = jnp.arange(size)
+    users = fixed.indptr.shape[0] - 1
+    at = jnp.where(weight > 0, user, users)
+    leads = jnp.full(users, size).at[at].min(place, mode="drop")[user] == place
+    leads &= weight > 0
+    few = leads.sum() < taken
+
+    def draw(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        done, found = state
+        who, what = jax.random.split(jax.random.fold_in(key, done))
+        order, chosen = jax.lax.top_k(jnp.where(leads, jax.random.uniform(who, (size,)), -1), taken)
+        start = fixed.indptr[user[chosen]]
+        length = fixed.indptr[user[chosen] + 1] - start
+        share = jax.random.uniform(what, (taken, positives))
+        nth = jnp.minimum((share * length[:, None]).astype(jnp.int32), length[:, None] - 1)
+        drawn = fixed.indices[start[:, None] + nth]
+        drawn = jnp.where(order[:, None] >= 0, drawn, items)
+        return done + 1, found.at[drawn].set(True, mode="drop")
+
+    def short(state: tuple[Array, Array]) -> Array:
+        done, found = state
+        limit = jnp.where(few, 1, ROUNDS)
+        return (done < limit) & (found.sum() <= size)
+
+    start = jnp.zeros((), jnp.int32), jnp.zeros(items, bool)
+    _, found = jax.lax.while_loop(short, draw, start)
+    last = jax.random.uniform(jax.random.fold_in(key, ROUNDS), (items,))
+    order, kept = jax.lax.top_k(jnp.where(found, last, -1), min(size, items))
+    return kept.astype(jnp.int32), order >= 0
+
+
+def _similarities(rows: Array, kept: Array, omega: Array | float) -> Array:
+    """[n, n] cosines over omega, -1 on the diagonal; columns that are not kept are absent."""
+    logits = semco.logits(rows / omega, rows, jnp.where(kept, 0.0, semco.ABSENT))
+    n = rows.shape[0]
+    diagonal = jnp.arange(n)[:, None] == jnp.arange(n)[None, :]
+    return jnp.where(diagonal & kept[None, :], -1 / omega, logits)
+
+
+def similarity_loss(
+    student: Array, teacher: Array, kept: Array, *, alpha: float, omega: Array | float
+) -> tuple[Array, Array]:
+    """Distillation of item similarities (paper, equation 8).
+
+    With z the cosines among the items, -1 on the diagonal, over omega: the Fenchel-Young loss of
+    the student's z against entmax of the teacher's. It is 0 where the two agree. (The authors'
+    cross-entropy for softmax lies above it by the entropy of the teacher's probabilities, which no
+    gradient sees.)
+
+    Args:
+        student: [n, d] unit rows.
+        teacher: [n, D] unit rows of the same items; constant.
+        kept: bool[n]; the other places hold nothing.
+        alpha: of the entmax.
+        omega: temperature; it enters once.
+
+    Returns:
+        The mean over the kept rows, and the teacher's probabilities [n, n].
+    """
+    target = entmax(_similarities(jax.lax.stop_gradient(teacher), kept, omega), alpha)
+    losses = fenchel_young_loss(_similarities(student, kept, omega), target, alpha)
+    count = jnp.maximum(kept.sum(), 1)
+    return jnp.sum(jnp.where(kept, losses, 0)) / count, target
+
+
+def _loss(
+    params: nnx.State,
+    extra: Extra,
+    fixed: semco.Fixed,
+    batch: semco.Batch,
+    key: Array,
+    *,
+    graphdef: nnx.GraphDef,
+    clock: Clock,
+    alpha: float,
+    tau: float,
+    teacher_tau: float,
+    gradient: semco.Gradient,
+    user_vector: str,
+    ema: float,
+    lam: float,
+    omega: float,
+    positives: int,
+) -> tuple[Array, tuple[Array, Extra, dict[str, Array]]]:
+    encoder = nnx.merge(graphdef, params)
+    histories, positive, weight = semco.unpack(fixed, batch)
+    user, count = batch.epoch.user[batch.at], jnp.sum(weight)
+    step = extra.step
+    contrast = functools.partial(
+        semco.contrast,
+        histories=histories,
+        positive=positive,
+        weight=weight,
+        alpha=alpha,
+        gradient=gradient,
+        user_vector=user_vector,
+    )
+
+    def mean(total_and_count: tuple[Array, Array]) -> Array:
+        total, rows = total_and_count
+        return total / jnp.maximum(rows, 1)
+
+    def look() -> Array:
+        teacher = encoder.teacher
+        return teacher(fixed.features, teacher.fold(fixed.moments), fixed.present)
+
+    def learn() -> tuple[Array, Array]:
+        rows = look()
+        return mean(contrast(rows, tau=teacher_tau)), jax.lax.stop_gradient(rows)
+
+    # A teacher that has stopped is looked at once more, and then remembered.
+    teacher_loss, outputs = jax.lax.switch(
+        jnp.clip(step - clock.teacher + 1, 0, 2),
+        [
+            learn,
+            lambda: (jnp.zeros(()), jax.lax.stop_gradient(look())),
+            lambda: (jnp.zeros(()), extra.outputs),
+        ],
+    )
+    average = moving_average(extra.average, outputs, ema, step == 0)
+    items = outputs.shape[0]
+
+    def study() -> tuple[Array, Array]:
+        rows = encoder.student(average)
+        ids, kept = sub_batch(key, fixed, user, weight, items=items, positives=positives)
+        distilled, _ = similarity_loss(rows[ids], average[ids], kept, alpha=alpha, omega=omega)
+        return mean(contrast(rows, tau=tau)), distilled
+
+    nothing = (jnp.zeros(()), jnp.zeros(()))
+    contrastive, distilled = jax.lax.cond(step >= clock.student, study, lambda: nothing)
+
+    def measure() -> dict[str, Array]:
+        rows = encoder.student(average)
+        ids, kept = sub_batch(key, fixed, user, weight, items=items, positives=positives)
+        bias = jnp.where(weight > 0, 0.0, semco.ABSENT)
+
+        def scores(rows: Array, tau: float) -> Array:
+            users = semco.user_vectors(rows, histories, None)
+            return semco.logits(users / (tau**2 if alpha > 1 else tau), rows[positive], bias)
+
+        # One search over all four: it is compiled once.
+        similar = [_similarities(x[ids], kept, omega) for x in (rows, average)]
+        places = [(0, len(weight) - len(ids))] * 2
+        similar = [jnp.pad(z, places, constant_values=semco.ABSENT) for z in similar]
+        found = entmax(
+            jnp.stack([*similar, scores(rows, tau), scores(outputs, teacher_tau)]), alpha
+        )
+        found = found > 0
+        both = jnp.pad(kept[:, None] & kept[None, :], places)
+        support = jnp.sum(found[:2] & both[None], (1, 2)) / jnp.maximum(kept.sum(), 1) ** 2
+        hit = jnp.diagonal(found[2:], axis1=1, axis2=2) & (weight > 0)[None]
+        known = hit.sum(1) / jnp.maximum((weight > 0).sum(), 1)
+        drift = 1 - jnp.mean(jnp.sum(average * outputs, axis=-1))
+        return dict(zip(MEASURED, (*support, *known, drift), strict=True))
+
+    unknown = dict.fromkeys(MEASURED, jnp.full((), jnp.nan))
+    due = (step % LOG_EVERY == 0) & (step >= clock.student)
+    measured = jax.lax.stop_gradient(jax.lax.cond(due, measure, lambda: unknown))
+    logs = {
+        "teacher": teacher_loss,
+        "contrastive": contrastive,
+        "distillation": distilled,
+        **measured,
+    }
+    total = teacher_loss + lam * contrastive + distilled
+    return total * count, (count, Extra(step + 1, outputs, average), logs)
+
+
+def build(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    online: bool,
+    alpha: float,
+    tau: float,
+    teacher_tau: float,
+    lam: float,
+    omega: float,
+    positives: int,
+    teacher_epochs: int = 15,
+    ema: float = 0.0,
+    gradient: semco.Gradient = "fenchel_young",
+    hidden: int = 192,
+    out: int = 64,
+    teacher_hidden: int = 384,
+    teacher_out: int = 384,
+    attention_layers: int = 1,
+    batch_norm: str = "catalogue",
+    user_vector: str = "mean",
+    teachers: Mapping[int, nnx.State] | None = None,
+) -> Model:
+    """SEMCo with distillation on a data set; the parameters are groups "teacher" and "student".
+
+    The optimizer has to keep the clock of the loss too: `jaxcold.train.optim.in_turn`.
+
+    Args:
+        dataset: see `semco.build`.
+        batch_size: see `semco.build`; also the items of a distillation step.
+        online: teacher and student together; else the student after the teacher.
+        alpha: of all three losses, in [1, 2].
+        tau: temperature of the student's contrastive loss.
+        teacher_tau: temperature of the teacher's.
+        lam: lambda, weight of the student's contrastive loss against the distillation.
+        omega: temperature of the distillation.
+        positives: items drawn per user for the distillation, see `sub_batch`.
+        teacher_epochs: epochs in which the teacher learns.
+        ema: momentum of the moving average that the student sees; 0 is the teacher itself.
+        gradient: of the contrastive losses, see `semco.build`.
+        hidden: width of the student's hidden layer.
+        out: width of the student's embeddings, those that are served.
+        teacher_hidden: width of each mode's first layer in the teacher.
+        teacher_out: width of the teacher's embeddings.
+        attention_layers: see `semco.build`.
+        batch_norm: see `semco.build`.
+        user_vector: see `semco.build`.
+        teachers: seed to the parameters of a trained teacher; it stays frozen, and there are no
+            epochs for it.
+
+    Raises:
+        ValueError: for an argument out of range, naming it and what it may be.
+    """
+    semco.choose("gradient", gradient, semco.GRADIENT)
+    semco.choose("user_vector", user_vector, semco.USER_VECTOR)
+    if not 1 <= alpha <= 2:
+        raise ValueError(f"model.alpha is between 1 (softmax) and 2 (sparsemax), not {alpha}")
+    for name, value in (("tau", tau), ("teacher_tau", teacher_tau), ("omega", omega)):
+        if not value > 0:
+            raise ValueError(f"model.{name} is positive, not {value}")
+    if not lam >= 0:
+        raise ValueError(f"model.lam is at least 0, not {lam}")
+    if not 0 <= ema < 1:
+        raise ValueError(f"model.ema is at least 0 and below 1, not {ema}")
+    sizes = {"hidden": hidden, "out": out, "positives": positives}
+    sizes |= {"teacher_hidden": teacher_hidden, "teacher_out": teacher_out}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"model.{name} is at least 1, not {value}")
+    data = semco.prepare(dataset, batch_size=batch_size, batch_norm=batch_norm)
+    clock = clock_of(online, 0 if teachers is not None else teacher_epochs * data.steps_per_epoch)
+    shape = semco.Shape(data.widths, teacher_hidden, teacher_out, attention_layers, (hidden, out))
+    graphdef, _ = shape.split()
+    teacher_graphdef, abstract = shape._replace(student=None).split()
+    items = len(dataset.split.warm_items)
+
+    def init(seed: int) -> tuple[nnx.State, Extra]:
+        params = nnx.split(shape.make(jax.random.key(seed)))[1]
+        if teachers is not None:
+            known, wanted = (
+                jax.tree.map(jnp.shape, nnx.to_pure_dict(t)) for t in (teachers[seed], abstract)
+            )
+            if known != wanted:
+                raise ValueError(
+                    "the teacher has other layers than this run expects; set model.teacher_hidden, "
+                    "model.teacher_out and model.attention_layers to its own, on the same data"
+                )
+            params["teacher"] = jax.tree.map(jnp.array, teachers[seed])
+        # Two buffers: a step gives both away.
+        rows = [jnp.zeros((items, teacher_out)) for _ in range(2)]
+        return params, Extra(jnp.zeros((), jnp.int32), *rows)
+
+    def represent(params: nnx.State, extra: Extra) -> Representations:
+        # Until there is a student the teacher speaks for itself.
+        if int(extra.step) <= clock.student and clock.student > 0:
+            return data.represent(teacher_graphdef, params["teacher"])
+        return data.represent(graphdef, params)
+
+    loss = functools.partial(
+        _loss,
+        graphdef=graphdef,
+        clock=clock,
+        alpha=alpha,
+        tau=tau,
+        teacher_tau=teacher_tau,
+        gradient=gradient,
+        user_vector=user_vector,
+        ema=ema if online else 0.0,
+        lam=lam,
+        omega=omega,
+        positives=positives,
+    )
+    return Model(data.fixed, init, loss, represent, data.batches, data.steps_per_epoch)
+
+
+def clock_of(online: bool, teacher_steps: int) -> Clock:
+    """Online the student learns from the first step, offline after the teacher."""
+    return Clock(teacher_steps, 0 if online else teacher_steps)
