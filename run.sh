@@ -43,6 +43,9 @@ fi
 
 if [ "${1:-}" = test ]; then
   shift
+  # Most of the tests' time is XLA's: a program that two tests share is compiled once.
+  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/xla}"
+  export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
   exec .venv/bin/python -m pytest "$@"
 elif [ $# -gt 0 ]; then
   exec .venv/bin/python -m experiments.main "$@"
