@@ -26,7 +26,7 @@ from jaxcold.models import content_knn
 from jaxcold.models.distillation import clock_of
 from jaxcold.recommender import SEMCo
 from jaxcold.train.loop import DivergedError, fit
-from jaxcold.train.optim import adam_coupled_l2, cosine, in_turn, warm_up
+from jaxcold.train.optim import adam_coupled_l2, cosine, distillation
 from jaxcold.train.step import Step, TrainState, init_state, make_step
 from jaxcold.types import EvalSlice, Model, Representations
 
@@ -165,11 +165,12 @@ def _optimizer(config: config_dict.ConfigDict, model: Model) -> Any:
         return adam_coupled_l2(cosine(rate, config.train.epochs * steps), config.model.l2)
     trained = 0 if config.model.get("teacher") else config.model.teacher_epochs * steps
     clock = clock_of(config.model.name == "semco_online", trained)
-    return in_turn(
-        adam_coupled_l2(cosine(rate, max(trained, 1)), config.model.l2),
-        adam_coupled_l2(warm_up(rate, config.model.get("warmup_epochs", 0) * steps), 0.0),
+    return distillation(
+        rate,
+        config.model.l2,
         teacher_stops=clock.teacher,
         student_starts=clock.student,
+        warm_up_steps=config.model.get("warmup_epochs", 0) * steps,
     )
 
 

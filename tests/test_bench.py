@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.bench import entmax, linear_entmax, semco_step
+from experiments.bench import distillation_step, entmax, linear_entmax, semco_step
 from experiments.bench.timing import median_times
 
 TINY = semco_step.Sizes(users=60, items=50, pairs=400, dim=6, hidden=5, out=4, batch=32)
@@ -68,6 +68,12 @@ def test_semco_step_command_reads_its_flags():
     assert done.returncode != 0
     assert "--pairs=5000 is too dense" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_distillation_step_measures_every_row():
+    times = distillation_step.measure(TINY, teacher=6, repeats=1)
+    assert set(times) == {"base", "online", "online, teacher stopped"}
+    assert all(math.isfinite(seconds) and seconds > 0 for seconds in times.values())
 
 
 def test_evaluation_command():

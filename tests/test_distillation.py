@@ -14,6 +14,7 @@ from jaxcold.models import build as build_model
 from jaxcold.models import distillation, semco
 from jaxcold.models.layers import unit_rows
 from jaxcold.recommender import SEMCo
+from jaxcold.train import optim
 from jaxcold.train.loop import fit
 from jaxcold.train.optim import adam_coupled_l2, cosine, in_turn, warm_up
 from jaxcold.train.step import init_state, make_step
@@ -292,11 +293,8 @@ def train(dataset, *, online, epochs, seed=0, each=lambda state: None, **options
     steps = model.steps_per_epoch
     stops = 0 if options.get("teachers") else options["teacher_epochs"] * steps
     clock = distillation.clock_of(online, stops)
-    optimizer = in_turn(
-        adam_coupled_l2(cosine(1e-2, max(stops, 1)), 1e-4),
-        adam_coupled_l2(warm_up(1e-2, 2), 0.0),
-        teacher_stops=clock.teacher,
-        student_starts=clock.student,
+    optimizer = optim.distillation(
+        1e-2, 1e-4, teacher_stops=clock.teacher, student_starts=clock.student, warm_up_steps=2
     )
     step = make_step(model, optimizer)
     state = init_state(model, optimizer, seed)

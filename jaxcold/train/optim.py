@@ -70,3 +70,23 @@ def in_turn(
         },
         labels,
     )
+
+
+def distillation(
+    learning_rate: float, l2: float, *, teacher_stops: int, student_starts: int, warm_up_steps: int
+) -> optax.GradientTransformation:
+    """`in_turn` as the SEMCo authors have it: teacher with cosine and coupled L2, student without.
+
+    Args:
+        learning_rate: of both at their highest.
+        l2: of the teacher.
+        teacher_stops: see `in_turn`; the cosine ends there.
+        student_starts: see `in_turn`.
+        warm_up_steps: of the student.
+    """
+    return in_turn(
+        adam_coupled_l2(cosine(learning_rate, max(teacher_stops, 1)), l2),
+        adam_coupled_l2(warm_up(learning_rate, warm_up_steps), 0.0),
+        teacher_stops=teacher_stops,
+        student_starts=student_starts,
+    )

@@ -1,0 +1,96 @@
+"""What distillation adds to a step: ``python -m experiments.bench.distillation_step``.
+
+A step of SEMCo-Online sparsemax, teacher and student learning, over a step of the base model at the
+teacher's size (hidden and output width 384), at the size of Amazon Clothing by default, with the
+values published for it. Both are measured turn by turn in one run; times are medians. So is a step
+after the teacher has stopped.
+"""
+
+import numpy as np
+from absl import app, flags, logging
+
+from experiments.bench.semco_step import EPOCHS, RATE, Map, Sizes, generate, optimizer_of, stepper
+from experiments.bench.timing import median_times
+from jaxcold import models
+from jaxcold.data.dataset import Dataset
+from jaxcold.train import optim
+from jaxcold.types import Model
+
+GOAL = 2.2
+TEACHER = Map(2.0, 14.0, 1e-4)  # Clothing's, of the online sparsemax
+
+
+def online(dataset: Dataset, sizes: Sizes, teacher: int, teacher_epochs: int) -> Model:
+    """SEMCo-Online sparsemax with the values published for Clothing."""
+    return models.build(
+        "semco_online",
+        dataset,
+        batch_size=sizes.batch,
+        alpha=TEACHER.alpha,
+        tau=16.0,
+        teacher_tau=TEACHER.tau,
+        lam=5.0,
+        omega=6.0,
+        positives=10,
+        ema=0.9,
+        teacher_epochs=teacher_epochs,
+        gradient="autodiff",
+        hidden=sizes.hidden,
+        out=sizes.out,
+        teacher_hidden=teacher,
+        teacher_out=teacher,
+    )
+
+
+def measure(sizes: Sizes, teacher: int, repeats: int) -> dict[str, float]:
+    """Median seconds of a step: "base", "online", and "online, teacher stopped".
+
+    Args:
+        sizes: of the data and the student.
+        teacher: both widths of the teacher.
+        repeats: runs of each.
+    """
+    dataset = generate(sizes)
+    base = models.build(
+        "semco",
+        dataset,
+        batch_size=sizes.batch,
+        alpha=TEACHER.alpha,
+        tau=TEACHER.tau,
+        gradient="autodiff",
+        hidden=teacher,
+        out=teacher,
+    )
+    batches = list(base.batches(np.random.default_rng(0)))
+    steps = {"base": stepper(base, optimizer_of(base, TEACHER), batches)}
+    for name, epochs in {"online": EPOCHS, "online, teacher stopped": 0}.items():
+        model = online(dataset, sizes, teacher, epochs)
+        optimizer = optim.distillation(
+            RATE,
+            TEACHER.l2,
+            teacher_stops=epochs * model.steps_per_epoch,
+            student_starts=0,
+            warm_up_steps=model.steps_per_epoch,
+        )
+        steps[name] = stepper(model, optimizer, batches)
+    return median_times(steps, repeats)
+
+
+def main(_: list[str]) -> None:
+    """Measures and prints."""
+    values = flags.FLAGS
+    logging.set_verbosity(logging.WARNING)  # not a line for each kind of device that is absent
+    sizes = Sizes(**{name: getattr(values, name) for name in Sizes._fields})
+    times = measure(sizes, values.teacher, values.repeats)
+    print("step                          ms   over base")
+    for name, seconds in times.items():
+        print(f"{name:24s}{seconds * 1e3:8.1f}{seconds / times['base']:12.2f}")
+    print(f"goal: online at most {GOAL} x base")
+
+
+if __name__ == "__main__":
+    for field, value in Sizes()._asdict().items():
+        flags.DEFINE_integer(field, value, f"number of {field}", lower_bound=1)
+    flags.DEFINE_integer("teacher", 384, "hidden and output width of the teacher", lower_bound=1)
+    flags.DEFINE_integer("repeats", 11, "runs of each measurement", lower_bound=1)
+    app.run(main)
