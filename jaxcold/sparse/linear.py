@@ -19,6 +19,7 @@ _ROWS = 64  # rows of logits held at once by the forward pass
 _COLUMNS = 512  # smallest default column block of the backward pass
 _MAX_COLUMN_BLOCKS = 256  # bounds the per-row block flags, so memory stays O(rows + N)
 _GATHERED_ROWS = 128  # rows of one backward tile: what a block's last tile may waste
+_MANY_ROWS = 2048  # rows of one where a block is reached by at least half as many
 _GROUP = 128  # columns whose maximum is kept: what the threshold search prunes by
 _CANDIDATE_GROUPS = 64  # groups searched first
 _CACHED = 1 << 17  # logits that stay in the cache of one core
@@ -270,16 +271,16 @@ def _linear_loss_backward(static, saved, cotangent):  # type: ignore[no-untyped-
     h, W, offset, tau, targets, solution = saved
     (rows, d), n = h.shape, W.shape[0]
     size = min(static.columns, n)
-    chunk = min(_GATHERED_ROWS, rows)
+    few, many = min(_GATHERED_ROWS, rows), min(_MANY_ROWS, rows)
     dtype = tau.dtype
     like = (h, W, tau, targets, cotangent) + (() if offset is None else (offset,))
 
     def rows_of(a: jax.Array, at: jax.Array, fill: float = 0) -> jax.Array:
         return a.at[at].get(mode="fill", fill_value=fill)
 
-    def tile(index, state, W_block, offset_block, columns, fresh, order):  # type: ignore[no-untyped-def]
+    def tile(index, state, chunk, W_block, offset_block, columns, fresh, order):  # type: ignore[no-untyped-def]
         """Adds the gradient of one chunk of the rows that reach into one column block."""
-        dh, dW_block, doffset_block = state
+        dh, dW_block, doffset_block = state  # dW_block is transposed: [d, columns]
         at = lax.dynamic_slice(order, (index * chunk,), (chunk,))
         h_rows = rows_of(h, at)
         u = _logits(h_rows, W_block, offset_block, dtype) * _scale(static.alpha, tau)
@@ -289,14 +290,18 @@ def _linear_loss_backward(static, saved, cotangent):  # type: ignore[no-untyped-
         hit = (columns[None, :] == rows_of(targets, at)[:, None]) & (u > -jnp.inf)
         g = jnp.where(fresh[None, :], p - hit, 0.0) * rows_of(cotangent, at)[:, None]
         dh = dh.at[at].add(g @ W_block.astype(dtype), mode="drop")
-        return dh, dW_block + g.T @ h_rows.astype(dtype), doffset_block + g.sum(0)
+        # Behind the barrier the transpose stays on the narrow operand; XLA would move it to g.
+        narrow = lax.optimization_barrier(h_rows.astype(dtype).T)
+        if offset is not None:
+            doffset_block = doffset_block + g.sum(0)
+        return dh, dW_block + narrow @ g, doffset_block
 
     def block(b, state):  # type: ignore[no-untyped-def]
         dh, dW, doffset = state
         reached = lax.dynamic_index_in_dim(solution.reached, b, 1, keepdims=False)
         rank = jnp.cumsum(reached, dtype=jnp.int32)
-        order = jnp.full(rows + chunk, rows, jnp.int32)
-        order = order.at[jnp.where(reached, rank - 1, rows + chunk)].set(
+        order = jnp.full(rows + many, rows, jnp.int32)
+        order = order.at[jnp.where(reached, rank - 1, rows + many)].set(
             jnp.arange(rows, dtype=jnp.int32), mode="drop"
         )
         # The last block may be ragged: it is moved back, and its repeated columns are stale.
@@ -304,24 +309,31 @@ def _linear_loss_backward(static, saved, cotangent):  # type: ignore[no-untyped-
         columns = start + jnp.arange(size)
         W_block = lax.dynamic_slice(W, (start, 0), (size, d))
         offset_block = None if offset is None else lax.dynamic_slice(offset, (start,), (size,))
-        dW_block = lax.dynamic_slice(dW, (start, 0), (size, d))
+        dW_block = lax.dynamic_slice(dW, (start, 0), (size, d)).T
         doffset_block = lax.dynamic_slice(doffset, (start,), (size,))
-        dh, dW_block, doffset_block = lax.fori_loop(
-            0,
-            (rank[-1] + chunk - 1) // chunk,
-            functools.partial(
+
+        def in_chunks(chunk, state):  # type: ignore[no-untyped-def]
+            add = functools.partial(
                 tile,
+                chunk=chunk,
                 W_block=W_block,
                 offset_block=offset_block,
                 columns=columns,
                 fresh=columns >= b * static.columns,
                 order=order,
-            ),
+            )
+            return lax.fori_loop(0, (rank[-1] + chunk - 1) // chunk, add, state)
+
+        # Small chunks waste little where few rows reach; large ones multiply faster.
+        dh, dW_block, doffset_block = lax.cond(
+            rank[-1] > many // 2,
+            functools.partial(in_chunks, many),
+            functools.partial(in_chunks, few),
             (dh, dW_block, doffset_block),
         )
         return (
             dh,
-            lax.dynamic_update_slice(dW, dW_block, (start, 0)),
+            lax.dynamic_update_slice(dW, dW_block.T, (start, 0)),
             lax.dynamic_update_slice(doffset, doffset_block, (start,)),
         )
 
@@ -363,7 +375,7 @@ def linear_entmax_loss(
     only; there are no second derivatives. Safe under jit, scan, remat and shard_map.
 
     Memory beyond the arguments and their gradients: about ``2 * block[0] * N`` numbers in the
-    forward pass (4 on an accelerator); a few tiles of 128 x ``block[1]`` and a map of
+    forward pass (4 on an accelerator); a few tiles of 2048 x ``block[1]`` and a map of
     rows x N / ``block[1]`` booleans (by default at most 256 per row) in the backward pass.
 
     Args:
