@@ -112,14 +112,11 @@ def get_config(
     )
 
     c.train = config_dict.ConfigDict()
-    c.train.epochs = 15  # of semco_offline: the student's, after the teacher's
+    # Of semco_offline: the student's, after the teacher's. Of semco_online unset: tuned.
+    c.train.epochs = config_dict.placeholder(int) if model == "semco_online" else 15
     c.train.batch_size = 2048
     c.train.learning_rate = 1e-3  # decays to 0 by a cosine over all steps
     c.train.eval_every = 1  # epochs between evaluations on cold validation
-
-    if model == "semco_online":
-        del c.train.epochs
-        c.train.epochs = config_dict.placeholder(int)  # unset: tuned
 
     c.eval = config_dict.ConfigDict()
     c.eval.cutoffs = (20,)

@@ -13,7 +13,7 @@ Expected  see README.md, which has the table of five seeds for every map
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import base, onion
 
 # The exact gradient's temperatures were chosen by cold-validation NDCG@20 after 4 epochs of one
 # seed (content=files): sparsemax among 4, 5, 6 (.2020, .2030, .2012), entmax15 among 1, 1.25, 1.5
@@ -27,37 +27,6 @@ TUNED = {
     "fenchel_young": {"entmax15": (1.25, 1e-4), "sparsemax": (5.0, 1e-4)},
 }
 
-# Distillation starts from the authors' values for Music4All-Onion.
-OFFLINE = {
-    "softmax": {"lam": 0.1, "omega": 0.1, "tau": 0.1, "positives": 5},
-    "entmax15": {"lam": 2.0, "omega": 2.0, "tau": 1.5, "positives": 5},
-    "sparsemax": {"lam": 2.0, "omega": 12.0, "tau": 10.0, "positives": 15},
-}
-ONLINE = {
-    "entmax15": {
-        "lam": 0.5,
-        "l2": 0.0001,
-        "ema": 0.5,
-        "omega": 2.0,
-        "tau": 4.5,
-        "epochs": 20,
-        "warmup_epochs": 1,
-        "positives": 15,
-        "teacher_tau": 2.0,
-    },
-    "sparsemax": {
-        "lam": 2.0,
-        "l2": 1e-05,
-        "ema": 0.0,
-        "omega": 12.0,
-        "tau": 10.0,
-        "epochs": 15,
-        "warmup_epochs": 1,
-        "positives": 10,
-        "teacher_tau": 10.0,
-    },
-}
-
 
 def get_config(model: str = "semco") -> config_dict.ConfigDict:
     """The configuration; see `experiments.base` for every field."""
@@ -66,8 +35,8 @@ def get_config(model: str = "semco") -> config_dict.ConfigDict:
         dataset="citeulike-a",
         about=__doc__ or "",
         tuned=TUNED,
-        offline=OFFLINE,
-        online=ONLINE,
+        offline=onion.OFFLINE,  # distillation starts from the authors' values for onion
+        online=onion.ONLINE,
     )
     if model == "semco":
         config.model.alpha = 1.5  # ahead of softmax and sparsemax on cold validation, README.md

@@ -21,7 +21,7 @@ from jaxcold.data import vectors
 from jaxcold.data.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.eval.rank import top_k
 from jaxcold.eval.report import Progress
-from jaxcold.models import semco
+from jaxcold.models import encoders, semco
 from jaxcold.train.loop import DivergedError
 from jaxcold.train.loop import fit as run
 from jaxcold.train.optim import adam_coupled_l2, cosine
@@ -62,7 +62,7 @@ class SEMCo:
     histories: Csr  # U rows of items, ascending
     widths: Mapping[str, int]  # content mode -> number of its features, in the model's order
     options: Mapping[str, Any]  # how it was trained; for the record
-    encoder: semco.Encoder
+    encoder: encoders.Encoder
 
     @classmethod
     def fit(
@@ -150,14 +150,14 @@ class SEMCo:
             options: how it was trained, for the record; JSON can hold it.
         """
         train, tables = dataset.split.train, dataset.content.tables
-        encoder = semco.trained(model, params)
+        encoder = encoders.trained(params, model.fixed.served)
         warm = np.zeros(len(dataset.item_ids), bool)
         warm[dataset.split.warm_items] = True
         order = np.lexsort((train.item, train.user))
         return cls(
             users=_ids(dataset.user_ids, "user"),
             items=_ids(dataset.item_ids, "item"),
-            item=semco.encode(encoder, list(tables.values()), _present(dataset.content)),
+            item=encoders.encode(encoder, list(tables.values()), _present(dataset.content)),
             warm=warm,
             histories=Csr.from_pairs(train.user[order], train.item[order], train.num_users),
             widths={mode: table.shape[1] for mode, table in tables.items()},
@@ -302,7 +302,7 @@ class SEMCo:
             DataError: if the folder holds anything else.
         """
         arrays: dict[str, Any] = {
-            **semco.encoder_arrays(self.encoder),
+            **encoders.encoder_arrays(self.encoder),
             "items/embedding": self.item,
             "items/warm": self.warm,
             "histories/indptr": self.histories.indptr,
@@ -339,7 +339,7 @@ class SEMCo:
                 histories=Csr(arrays["histories/indptr"], arrays["histories/indices"]),
                 widths={mode["name"]: mode["width"] for mode in meta["modes"]},
                 options=meta["options"],
-                encoder=semco.encoder_from_arrays(arrays),
+                encoder=encoders.encoder_from_arrays(arrays),
             )
         except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(
@@ -348,7 +348,7 @@ class SEMCo:
             ) from None
 
     def _embed(self, features: ContentFeatures) -> np.ndarray:
-        return semco.encode(self.encoder, list(features.tables.values()), _present(features))
+        return encoders.encode(self.encoder, list(features.tables.values()), _present(features))
 
     def _known(self, users: Iterable[Hashable] | None) -> tuple[pd.Index, Csr]:
         """Users of the training log and their histories."""

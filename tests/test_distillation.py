@@ -11,7 +11,7 @@ from flax import nnx
 from test_semco import ALPHAS, TOLERANCE, tiny
 
 from jaxcold.models import build as build_model
-from jaxcold.models import distillation, semco
+from jaxcold.models import distillation, encoders, semco
 from jaxcold.models.layers import unit_rows
 from jaxcold.recommender import SEMCo
 from jaxcold.train import optim
@@ -128,7 +128,7 @@ def test_student_equals_the_reference(precision, fn, golden):
     local = np.full(int(g["inter_shape"][1]), -1)
     local[g["warm_items"]] = np.arange(len(g["warm_items"]))
     history = Csr.from_pairs(g["inter_user"], local[g["inter_item"]], int(g["inter_shape"][0]))
-    graphdef, params = nnx.split(semco.Student(9, 8, 6, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(encoders.Student(9, 8, 6, rngs=nnx.Rngs(0)))
     layers = {"first": "final_layer.0", "second": "final_layer.2"}
     weights = {
         ours: {
@@ -415,9 +415,8 @@ def test_a_given_teacher_is_kept(offline, golden):
     dataset, teacher = tiny(golden), offline[0].params["teacher"]
     model, state, _ = train(dataset, online=False, epochs=1, teachers={0: teacher})
     jax.tree.map(np.testing.assert_array_equal, state.params["teacher"], teacher)
-    graphdef, _ = semco.Shape((12, 7), 8, 6).split()
     data = semco.prepare(dataset, batch_size=16)
-    rows = data.represent(graphdef, teacher).item[dataset.split.warm_items]
+    rows = data.represent(teacher).item[dataset.split.warm_items]
     np.testing.assert_allclose(state.extra.outputs, rows, atol=1e-6)
     assert model.represent(state.params, state.extra).item.shape == (40, 3)
     wider = SMALL | {"teacher_hidden": 9, "teachers": {0: teacher}}
@@ -426,7 +425,7 @@ def test_a_given_teacher_is_kept(offline, golden):
 
 
 def test_an_item_without_content_has_a_zero_row():
-    graphdef, params = nnx.split(semco.Student(4, 3, 2, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(encoders.Student(4, 3, 2, rngs=nnx.Rngs(0)))
     rows = jax.jit(lambda x: nnx.merge(graphdef, params)(x))(
         jnp.eye(4)[:2] * jnp.asarray([[0.0], [1]])
     )

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxcold.data import vectors
 from jaxcold.data.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
-from jaxcold.models import semco
+from jaxcold.models import encoders, semco
 from jaxcold.models.layers import Moments, catalogue_moments, unit_rows
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.optim import adam_coupled_l2, cosine
@@ -98,7 +98,7 @@ def case(request, golden):
             jnp.asarray(history.indptr, jnp.int32),
             jnp.asarray(history.indices),
         )
-        graphdef, params = nnx.split(semco.ContentEncoder([12, 7], 8, 6, rngs=nnx.Rngs(0)))
+        graphdef, params = nnx.split(encoders.ContentEncoder([12, 7], 8, 6, rngs=nnx.Rngs(0)))
         nnx.replace_by_pure_dict(params, from_torch(named(g, "w__"), dtype))
         everything = moments(np.arange(len(local))), tuple(jnp.asarray(x, dtype) for x in unit)
         yield request.param, g, graphdef, params, fixed, everything
@@ -261,16 +261,15 @@ def test_only_catalogue_norm_embeds_a_lone_item_as_inside_the_catalogue(golden, 
     model = build(dataset, batch_norm=batch_norm)
     params = train(model).params
     inside = model.represent(params, None).item
-    graphdef = model.loss.keywords["graphdef"]
     item = 33  # a cold one
     tables = [table[item : item + 1] for table in dataset.content.tables.values()]
     there = [np.ones(1, bool)] * 2
     if batch_norm == "catalogue":
-        alone = semco.embed(graphdef, params, model.fixed.moments, tables, there)
+        alone = encoders.encode(encoders.trained(params, model.fixed.moments), tables, there)
         np.testing.assert_array_equal(alone[0], inside[item])  # to the last bit
     else:  # its own statistics are no statistics: a batch of one collapses
         own = tuple(catalogue_moments(table, np.arange(1)) for table in tables)
-        alone = semco.embed(graphdef, params, own, tables, there)
+        alone = encoders.encode(encoders.trained(params, own), tables, there)
         assert np.abs(alone[0] - inside[item]).max() > 1e-2
 
 

@@ -19,7 +19,7 @@ from flax import nnx
 from jax import Array
 
 from jaxcold.data.dataset import Dataset
-from jaxcold.models import semco
+from jaxcold.models import encoders, semco
 from jaxcold.models.layers import unit_rows
 from jaxcold.sparse import entmax, fenchel_young_loss
 from jaxcold.types import Model, Representations
@@ -213,9 +213,13 @@ def _loss(
     average = moving_average(extra.average, outputs, ema, step == 0)
     items = outputs.shape[0]
 
-    def study() -> tuple[Array, Array]:
-        rows = encoder.student(average)
+    def pupil() -> tuple[Array, Array, Array]:
+        """The student's rows for all items, and the items on which it is compared."""
         ids, kept = sub_batch(key, fixed, user, weight, items=items, positives=positives)
+        return encoder.student(average), ids, kept
+
+    def study() -> tuple[Array, Array]:
+        rows, ids, kept = pupil()
         distilled, _ = similarity_loss(rows[ids], average[ids], kept, alpha=alpha, omega=omega)
         return mean(contrast(rows, tau=tau)), distilled
 
@@ -223,8 +227,7 @@ def _loss(
     contrastive, distilled = jax.lax.cond(step >= clock.student, study, lambda: nothing)
 
     def measure() -> dict[str, Array]:
-        rows = encoder.student(average)
-        ids, kept = sub_batch(key, fixed, user, weight, items=items, positives=positives)
+        rows, ids, kept = pupil()
         bias = jnp.where(weight > 0, 0.0, semco.ABSENT)
 
         def scores(rows: Array, tau: float) -> Array:
@@ -312,27 +315,30 @@ def build(
     Raises:
         ValueError: for an argument out of range, naming it and what it may be.
     """
-    semco.choose("gradient", gradient, semco.GRADIENT)
-    semco.choose("user_vector", user_vector, semco.USER_VECTOR)
-    if not 1 <= alpha <= 2:
-        raise ValueError(f"model.alpha is between 1 (softmax) and 2 (sparsemax), not {alpha}")
-    for name, value in (("tau", tau), ("teacher_tau", teacher_tau), ("omega", omega)):
-        if not value > 0:
-            raise ValueError(f"model.{name} is positive, not {value}")
+    semco.check(
+        gradient,
+        user_vector,
+        alpha,
+        positive={"tau": tau, "teacher_tau": teacher_tau, "omega": omega},
+        sizes={
+            "hidden": hidden,
+            "out": out,
+            "positives": positives,
+            "teacher_hidden": teacher_hidden,
+            "teacher_out": teacher_out,
+        },
+    )
     if not lam >= 0:
         raise ValueError(f"model.lam is at least 0, not {lam}")
     if not 0 <= ema < 1:
         raise ValueError(f"model.ema is at least 0 and below 1, not {ema}")
-    sizes = {"hidden": hidden, "out": out, "positives": positives}
-    sizes |= {"teacher_hidden": teacher_hidden, "teacher_out": teacher_out}
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"model.{name} is at least 1, not {value}")
     data = semco.prepare(dataset, batch_size=batch_size, batch_norm=batch_norm)
     clock = clock_of(online, 0 if teachers is not None else teacher_epochs * data.steps_per_epoch)
-    shape = semco.Shape(data.widths, teacher_hidden, teacher_out, attention_layers, (hidden, out))
+    shape = encoders.Shape(
+        data.widths, teacher_hidden, teacher_out, attention_layers, (hidden, out)
+    )
     graphdef, _ = shape.split()
-    teacher_graphdef, abstract = shape._replace(student=None).split()
+    _, abstract = shape._replace(student=None).split()
     items = len(dataset.split.warm_items)
 
     def init(seed: int) -> tuple[nnx.State, Extra]:
@@ -354,8 +360,8 @@ def build(
     def represent(params: nnx.State, extra: Extra) -> Representations:
         # Until there is a student the teacher speaks for itself.
         if int(extra.step) <= clock.student and clock.student > 0:
-            return data.represent(teacher_graphdef, params["teacher"])
-        return data.represent(graphdef, params)
+            return data.represent(params["teacher"])
+        return data.represent(params)
 
     loss = functools.partial(
         _loss,
