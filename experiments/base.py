@@ -134,6 +134,20 @@ def _students(
     }
 
 
+def map_of(config: config_dict.ConfigDict) -> tuple[str, str]:
+    """Gradient and map as the tables name them; the map of an alpha without a name is ""."""
+    alpha = config.model.alpha
+    # Softmax has one gradient: its exact one, which is also the authors'.
+    gradient = config.model.gradient if alpha > 1 else "autodiff"
+    return gradient, {value: name for name, value in ALPHA.items()}.get(alpha, "")
+
+
+def tuned(config: config_dict.ConfigDict) -> Mapping[str, float]:
+    """Field to value from the config's table for its map and gradient; empty if it has none."""
+    gradient, name = map_of(config)
+    return dict(config.model.tuned.get(gradient, {}).get(name, {}).items())
+
+
 def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """A copy in which what a run left unset has its tuned value, checked before anything is loaded.
 
@@ -141,11 +155,8 @@ def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
         ConfigError: naming the field and what it may be.
     """
     c = config.copy_and_resolve_references()
-    names = {alpha: name for name, alpha in ALPHA.items()}
-    # Softmax has one gradient: its exact one, which is also the authors'.
-    gradient = c.model.gradient if c.model.alpha > 1 else "autodiff"
-    table = c.model.tuned.get(gradient, {})
-    values = table.get(names.get(c.model.alpha, ""), {})
+    gradient, _ = map_of(c)
+    table, values = c.model.tuned.get(gradient, {}), tuned(c)
     if c.train.epochs is None and "epochs" in values:
         c.train.epochs = values["epochs"]
     missing = [] if c.train.epochs is not None else ["train.epochs"]

@@ -6,10 +6,11 @@ python -m experiments.main --config=experiments/quickstart.py --workdir=runs/qui
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import app, flags, logging
+from ml_collections import config_dict, config_flags
 
 from experiments import base
 
@@ -18,6 +19,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results; made where i
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a run of another config in --workdir.")
 
 EXAMPLE = "--config=experiments/quickstart.py --workdir=runs/quickstart"
+
+Job = Callable[[config_dict.ConfigDict, pathlib.Path], Any]
 
 
 def _stop(message: object) -> int:
@@ -59,29 +62,40 @@ def _one_line(error: Exception) -> str:
     return " ".join(lines).replace("\\", "").strip("'") or repr(error)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the experiment of the flags; returns the exit code."""
+def command(argv: Sequence[str], job: Job) -> int:
+    """Calls the job with the config and the folder of the flags; returns the exit code.
+
+    What a user can mend ends in one line.
+    """
     if len(argv) > 1:
         return _stop(f"argument {argv[1]!r} is not understood; flags begin with --")
     if CONFIG.value is None:
         return _stop(f"--config is required; for example {EXAMPLE}")
     if not WORKDIR.value:
         return _stop(f"--workdir is required; for example {EXAMPLE}")
-    try:
-        config = base.resolve(CONFIG.value)
-    except base.ConfigError as error:
-        return _stop(error)
-    # Slow imports, once the flags are known to be good.
-    from experiments import runner
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # JAX tells which backends it did not find
     from jaxcold.types import MissingDataError
 
     try:
-        runner.run(config, pathlib.Path(WORKDIR.value), overwrite=OVERWRITE.value)
+        job(CONFIG.value, pathlib.Path(WORKDIR.value))
     except MissingDataError as error:
-        return _stop(f"{error}\n\n{config.about.strip()}")
+        return _stop(f"{error}\n\n{CONFIG.value.about.strip()}")
     except (ValueError, FloatingPointError, OSError) as error:
         return _stop(error)
     return 0
+
+
+def _train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+    resolved = base.resolve(config)
+    from experiments import runner  # slow to import: the flags are known to be good now
+
+    runner.run(resolved, workdir, overwrite=OVERWRITE.value)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the experiment of the flags; returns the exit code."""
+    return command(argv, _train)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 from ml_collections import config_dict
 from rich.console import Console
 
@@ -66,12 +65,12 @@ def run(
         What results.json holds.
     """
     start = time.monotonic()
-    setup = _prepare(config, workdir, overwrite)
-    console = setup.console
-    by_seed = [_train(setup, seed) for seed in config.seeds]
+    prepared = _prepare(config, workdir, overwrite)
+    console = prepared.console
+    by_seed = [_train(prepared, seed) for seed in config.seeds]
     console.print("evaluating the yardsticks ...")
-    baselines = _yardsticks(setup)
-    results = _results(setup, by_seed, baselines, time.monotonic() - start)
+    baselines = _yardsticks(prepared)
+    results = _results(prepared, by_seed, baselines, time.monotonic() - start)
     name = title(config)
     if config.eval.figure:
         shown = {name: by_seed[0]["test/cold"]}
@@ -112,13 +111,26 @@ def _prepare(config: config_dict.ConfigDict, workdir: pathlib.Path, overwrite: b
         + ", ".join(f"{name} ({t.shape[1]})" for name, t in dataset.content.tables.items()),
         highlight=False,
     )
-    model = _model(config, dataset)
-    optimizer = _optimizer(config, model)
+    prepared = setup(config, dataset, split.slices(), workdir, console)
     # Only now: bad input leaves the folder as it was.
     _open_workdir(workdir, plain)
     write_split(workdir / SPLIT_FILE, split)
-    step = make_step(model, optimizer)
-    return Run(config, workdir, dataset, split.slices(), model, optimizer, step, console)
+    return prepared
+
+
+def setup(
+    config: config_dict.ConfigDict,
+    dataset: Dataset,
+    slices: Mapping[str, EvalSlice],
+    workdir: pathlib.Path,
+    console: Console,
+) -> Run:
+    """Builds the model of a resolved config and its step; nothing is written yet."""
+    model = _model(config, dataset)
+    optimizer = _optimizer(config, model)
+    return Run(
+        config, workdir, dataset, slices, model, optimizer, make_step(model, optimizer), console
+    )
 
 
 def _model(config: config_dict.ConfigDict, dataset: Dataset) -> Model:
@@ -132,9 +144,7 @@ def _model(config: config_dict.ConfigDict, dataset: Dataset) -> Model:
     return models.build(options.pop("name"), dataset, batch_size=config.train.batch_size, **options)
 
 
-def _teachers(
-    folder: str, config: config_dict.ConfigDict, dataset: Dataset
-) -> dict[int, nnx.State]:
+def _teachers(folder: str, config: config_dict.ConfigDict, dataset: Dataset) -> dict[int, Any]:
     """The teacher of each seed, from a finished run on the same split."""
     where = pathlib.Path(folder)
     try:
@@ -181,8 +191,7 @@ def _check_workdir(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: 
         held = json.loads((workdir / CONFIG_FILE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return
-    ours, theirs = _flat(config), _flat(held)
-    changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    changed = differences(config, held)
     if changed and not overwrite:
         raise ConfigError(
             f"--workdir={workdir} holds a run with another config ({', '.join(changed[:3])} "
@@ -200,6 +209,22 @@ def _open_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     report.write_atomic(workdir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
+def finished(config: config_dict.ConfigDict, workdir: pathlib.Path) -> bool:
+    """Whether the folder holds a finished run of that config."""
+    try:
+        held = json.loads((workdir / CONFIG_FILE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    same = not differences(json.loads(config.to_json()), held)
+    return same and (workdir / "results.json").exists()
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The fields in which two configs differ: ["model.alpha", ...]."""
+    a, b = _flat(ours), _flat(theirs)
+    return sorted(field for field in a.keys() | b.keys() if a.get(field) != b.get(field))
+
+
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {prefix: tree}
@@ -210,45 +235,122 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _evaluate(setup: Run, vectors: Representations, where: str) -> Metrics:
-    piece, cutoffs = setup.slices[where], setup.config.eval.cutoffs
+def headline(config: config_dict.ConfigDict) -> str:
+    """The metric that chooses: on cold validation."""
+    return f"val/cold/ndcg@{_cutoff(config)}"
+
+
+def evaluate_on(run: Run, vectors: Representations, where: str) -> Metrics:
+    """Metrics of one slice at the config's cut-offs."""
+    piece, cutoffs = run.slices[where], run.config.eval.cutoffs
     return evaluate(top_k(vectors, piece, max(cutoffs)), piece, cutoffs)
 
 
-def _train(setup: Run, seed: int) -> BySlice:
-    """Trains one seed; validation is looked at as it goes, test once at the end."""
-    config, model, workdir = setup.config, setup.model, setup.workdir
-    pairs = len(setup.dataset.split.train.user)
+def train(
+    run: Run,
+    seed: int,
+    *,
+    label: str,
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda number, logs: None,
+    on_epoch: Callable[[int, TrainState, report.Progress], None] = lambda epoch, state, bar: None,
+) -> TrainState:
+    """Trains one seed with a progress bar.
+
+    Args:
+        run: from `setup`.
+        seed: of the parameters and of the order of batches.
+        label: of the bar.
+        on_step: called with the number of a finished step and what it logged.
+        on_epoch: called after every epoch but the last, counted from 1.
+
+    Raises:
+        DivergedError: naming step, seed and config.
+    """
+    config, model = run.config, run.model
+    pairs = len(run.dataset.split.train.user)
     batch, steps, epochs = config.train.batch_size, model.steps_per_epoch, _epochs(config)
+    with report.Progress(
+        label, total=pairs * epochs, unit="items", console=run.console
+    ) as progress:
+
+        def stepped(number: int, logs: Mapping[str, float]) -> None:
+            last = (number + 1) % steps == 0
+            progress.advance(pairs - (steps - 1) * batch if last else batch, logs["loss"])
+            on_step(number, logs)
+
+        def passed(epoch: int, state: TrainState) -> None:
+            if epoch < epochs:
+                on_epoch(epoch, state, progress)
+
+        try:
+            return fit(
+                model,
+                run.step,
+                init_state(model, run.optimizer, seed),
+                epochs=epochs,
+                seed=seed,
+                on_step=stepped,
+                on_epoch=passed,
+            )
+        except DivergedError as error:
+            raise DivergedError(
+                f"{error}, seed {seed}; config {run.workdir / CONFIG_FILE}: try a lower "
+                "train.learning_rate or another model.tau"
+            ) from None
+
+
+def validate(run: Run, seed: int, *, label: str, on_score: Callable[[int, float], None]) -> float:
+    """Trains one seed for a search: nothing but cold validation is looked at.
+
+    Args:
+        run: from `setup`.
+        seed: see `train`.
+        label: see `train`.
+        on_score: called with epoch and score after every epoch but the last; the epochs of a
+            teacher that is trained first do not count.
+
+    Returns:
+        The score after the last epoch.
+    """
+    teacher = _epochs(run.config) - run.config.train.epochs
+
+    def score(state: TrainState) -> float:
+        vectors = run.model.represent(state.params, state.extra)
+        return report.flatten({"val/cold": evaluate_on(run, vectors, "val/cold")})[
+            headline(run.config)
+        ]
+
+    def on_epoch(epoch: int, state: TrainState, progress: report.Progress) -> None:
+        if epoch > teacher:
+            on_score(epoch - teacher, score(state))
+
+    return score(train(run, seed, label=label, on_epoch=on_epoch))
+
+
+def _train(run: Run, seed: int) -> BySlice:
+    """Trains one seed; validation is looked at as it goes, test once at the end."""
+    config, model, workdir = run.config, run.model, run.workdir
+    steps, epochs = model.steps_per_epoch, _epochs(config)
     losses: list[float] = []
     measured: dict[str, list[float]] = {}  # since the last row
     start = time.monotonic()
-    headline = f"val/cold/ndcg@{_cutoff(config)}"
 
-    with (
-        report.tensorboard(workdir / "tb" / f"seed_{seed}") as log,
-        report.Progress(
-            f"seed {seed}", total=pairs * epochs, unit="items", console=setup.console
-        ) as progress,
-    ):
+    with report.tensorboard(workdir / "tb" / f"seed_{seed}") as log:
 
         def on_step(number: int, logs: Mapping[str, float]) -> None:
             losses.append(logs["loss"])
             finite = {name: value for name, value in logs.items() if math.isfinite(value)}
             for name in finite.keys() - {"loss"}:
                 measured.setdefault(name, []).append(finite[name])
-            last = (number + 1) % steps == 0
-            progress.advance(pairs - (steps - 1) * batch if last else batch, logs["loss"])
             if number % 10 == 0:
                 log(number, {f"train/{name}": value for name, value in finite.items()})
 
-        def on_epoch(epoch: int, state: TrainState) -> None:
-            if epoch == epochs or epoch % config.train.eval_every:
-                return
-            vectors = model.represent(state.params, state.extra)
-            record(epoch, {"val/cold": _evaluate(setup, vectors, "val/cold")})
+        def on_epoch(epoch: int, state: TrainState, progress: report.Progress) -> None:
+            if epoch % config.train.eval_every == 0:
+                vectors = model.represent(state.params, state.extra)
+                progress.say(record(epoch, {"val/cold": evaluate_on(run, vectors, "val/cold")}))
 
-        def record(epoch: int, metrics: BySlice) -> None:
+        def record(epoch: int, metrics: BySlice) -> str:
             values = report.flatten(metrics)
             row = {
                 "seed": seed,
@@ -262,45 +364,31 @@ def _train(setup: Run, seed: int) -> BySlice:
             measured.clear()
             report.append_row(workdir / ROWS_FILE, row)
             log(epoch * steps, values)
-            progress.say(
+            name = headline(config)
+            return (
                 f"seed {seed}, epoch {epoch}/{epochs}: loss {row['loss']:.4f}, "
-                f"{headline} {values[headline]:.4f}"
+                f"{name} {values[name]:.4f}"
             )
 
-        state = init_state(model, setup.optimizer, seed)
-        try:
-            state = fit(
-                model,
-                setup.step,
-                state,
-                epochs=epochs,
-                seed=seed,
-                on_step=on_step,
-                on_epoch=on_epoch,
-            )
-        except DivergedError as error:
-            raise DivergedError(
-                f"{error}, seed {seed}; config {workdir / CONFIG_FILE}: try a lower "
-                "train.learning_rate or another model.tau"
-            ) from None
+        state = train(run, seed, label=f"seed {seed}", on_step=on_step, on_epoch=on_epoch)
         vectors = model.represent(state.params, state.extra)
-        metrics = {where: _evaluate(setup, vectors, where) for where in setup.slices}
-        record(epochs, metrics)
-        served = SEMCo.from_training(setup.dataset, model, state.params, config.model.to_dict())
+        metrics = {where: evaluate_on(run, vectors, where) for where in run.slices}
+        run.console.print(record(epochs, metrics), highlight=False)
+        served = SEMCo.from_training(run.dataset, model, state.params, config.model.to_dict())
         served.save(workdir / "models" / f"seed_{seed}")
     return metrics
 
 
-def _yardsticks(setup: Run) -> dict[str, list[BySlice]]:
+def _yardsticks(run: Run) -> dict[str, list[BySlice]]:
     """Metrics of chance (one ranking a seed), of content-KNN, and of the oracle if there is one."""
-    dataset, cutoffs = setup.dataset, setup.config.eval.cutoffs
+    dataset, cutoffs = run.dataset, run.config.eval.cutoffs
     found: dict[str, list[BySlice]] = {
         "random": [
             {
                 where: evaluate(random_top_k(piece, max(cutoffs), seed), piece, cutoffs)
-                for where, piece in setup.slices.items()
+                for where, piece in run.slices.items()
             }
-            for seed in setup.config.seeds
+            for seed in run.config.seeds
         ]
     }
     content = dataset.content
@@ -309,7 +397,7 @@ def _yardsticks(setup: Run) -> dict[str, list[BySlice]]:
     if dataset.oracle is not None:
         fixed["oracle"] = dataset.oracle
     for name, vectors in fixed.items():
-        found[name] = [{where: _evaluate(setup, vectors, where) for where in setup.slices}]
+        found[name] = [{where: evaluate_on(run, vectors, where) for where in run.slices}]
     return found
 
 
@@ -319,13 +407,13 @@ def _summary(by_seed: list[BySlice]) -> dict[str, Any]:
 
 
 def _results(
-    setup: Run, by_seed: list[BySlice], baselines: dict[str, list[BySlice]], seconds: float
+    run: Run, by_seed: list[BySlice], baselines: dict[str, list[BySlice]], seconds: float
 ) -> dict[str, Any]:
-    cutoff = _cutoff(setup.config)
+    cutoff = _cutoff(run.config)
     summaries = {name: _summary(metrics) for name, metrics in baselines.items()}
     metrics = _summary(by_seed)
     results = {
-        "config": json.loads(setup.config.to_json()),
+        "config": json.loads(run.config.to_json()),
         "metrics": metrics,
         "baselines": summaries,
         "comparisons": {

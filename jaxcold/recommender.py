@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from flax import nnx
 
 from jaxcold import artifact
 from jaxcold.data import vectors
@@ -139,7 +138,7 @@ class SEMCo:
 
     @classmethod
     def from_training(
-        cls, dataset: Dataset, model: Model, params: nnx.State, options: Mapping[str, Any]
+        cls, dataset: Dataset, model: Model, params: Any, options: Mapping[str, Any]
     ) -> "SEMCo":
         """What training leaves, made servable.
 

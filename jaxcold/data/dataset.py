@@ -5,7 +5,7 @@ only read it. U users, I items, D feature width, n pairs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +100,22 @@ class Dataset:
     user_ids: np.ndarray  # [U] external ids, for reports
     item_ids: np.ndarray  # [I] external ids
     oracle: Representations | None = None  # the best possible ranking, where it is known
+
+    def without_tests(self) -> "Dataset":
+        """The data to choose with: no pair of a test part is left in the split or elsewhere.
+
+        Cold test items stay candidates; who took them is gone, and so are the times.
+        """
+        pairs = {
+            part: rows[:0] if part.endswith("_test") else rows
+            for part, rows in self.split.pairs.items()
+        }
+        user, item = np.concatenate(list(pairs.values())).T
+        return replace(
+            self,
+            interactions=self.interactions._replace(user=user, item=item, time=None),
+            split=replace(self.split, pairs=pairs),
+        )
 
 
 def _slice(

@@ -1,0 +1,372 @@
+r"""Searches the values of a config by cold validation, then trains the best on all seeds.
+
+python -m experiments.search --config=experiments/citeulike.py:semco_online --trials=80 \
+    --workdir=runs/search
+
+What is searched: every tunable field (experiments/base.py) that the config leaves unset; a field
+that a flag sets stays where it is. A trial is one run of the first seed, scored by cold-validation
+NDCG; the pairs of the test sets are dropped before the first one. The same command continues a
+search that was cut off, and several processes with that command share one. The last of them to
+finish trains the best values on all seeds in WORKDIR/best, where test is looked at once.
+
+Reference: Meehan and Pauwels, Sparse Contrastive Learning for Content-Based Cold Item
+Recommendation, SIGIR 2026, section 4.1.4, and the ranges that its authors published.
+"""
+
+import fcntl
+import io
+import json
+import math
+import pathlib
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
+
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+from ml_collections import config_dict
+from rich.console import Console
+
+from experiments import base, main, runner
+from experiments.base import ConfigError
+from jaxcold.data.loading import load
+from jaxcold.eval.report import write_atomic
+
+try:
+    import optuna
+except ImportError:
+    raise SystemExit("error: the search needs Optuna: pip install 'jaxcold[search]'") from None
+from optuna.trial import FrozenTrial, TrialState
+
+TRIALS = flags.DEFINE_integer("trials", 80, "Trials of the whole search.", lower_bound=1)
+SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["tpe", "random", "grid"], "Who picks the values.")
+
+STUDY_FILE, TABLE_FILE, FIGURE_FILE, LOCK_FILE = "study.db", "trials.csv", "study.png", "study.lock"
+BEST = "best"
+PATIENCE = 20.0  # seconds for another process to open the study
+COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+# Random trials before TPE learns from them, as the authors had it.
+START_TRIALS = 20
+# A trial is pruned below the median of the earlier ones at its epoch; not before that many trials,
+# nor in its first epochs.
+FREE_TRIALS, FREE_EPOCHS = 5, 3
+
+# The authors' ranges.
+RANGES: Mapping[str, Sequence[float]] = {
+    "l2": (0.0, 1e-5, 1e-4, 5e-4, 1e-3),
+    "lam": (0.1, 0.5, 1.0, 2.0, 5.0),
+    "positives": (5, 10, 15),
+    "ema": (0.0, 0.5, 0.9, 0.99),
+    "warmup_epochs": (0, 1, 3, 5),
+    "epochs": (15, 20, 25),
+}
+OMEGA: Mapping[str, Sequence[float]] = {
+    "softmax": (0.1, 0.125, 0.15, 0.2, 0.25, 0.3),
+    "entmax15": (1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
+    "sparsemax": (6.0, 8.0, 10.0, 12.0, 14.0, 16.0),
+}
+# Their temperatures belong to their gradient. The exact one acts less sharply: ours for it.
+TAU: Mapping[str, Mapping[str, Sequence[float]]] = {
+    "autodiff": {
+        "softmax": (0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5),
+        "entmax15": (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0),
+        "sparsemax": (6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0),
+    },
+    "fenchel_young": {
+        "entmax15": (0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0),
+        "sparsemax": (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0),
+    },
+}
+
+Values = Mapping[str, float]
+
+
+def space(config: config_dict.ConfigDict) -> dict[str, list[float]]:
+    """What to try: field ("epochs" or one of `base.TUNABLE`) to its values, ascending.
+
+    The config's own tuned value is among them. A teacher that is trained first is a base model
+    with a search of its own: its l2 and temperature stay.
+
+    Raises:
+        ConfigError: for a map without ranges, or when nothing is left to search.
+    """
+    model, (gradient, name) = config.model, base.map_of(config)
+    if name not in TAU[gradient]:
+        raise ConfigError(
+            f"config.model.alpha: {model.alpha:g} has no ranges to search; use 1 (softmax), 1.5 "
+            "(entmax15) or 2 (sparsemax)"
+        )
+    tau = TAU[gradient][name]
+    ranges = {**RANGES, "omega": OMEGA[name], "tau": tau, "teacher_tau": tau}
+    unset = [field for field in base.TUNABLE if field in model and model[field] is None]
+    if model.name == "semco_offline":
+        unset = [field for field in unset if field not in ("l2", "teacher_tau")]
+    if config.train.epochs is None:
+        unset.append("epochs")
+    if not unset:
+        raise ConfigError("flags set every field that could be searched; leave some of them out")
+    own = base.tuned(config)
+    return {field: sorted({*ranges[field], own.get(field, ranges[field][0])}) for field in unset}
+
+
+def with_values(config: config_dict.ConfigDict, values: Values) -> config_dict.ConfigDict:
+    """A resolved copy of the config with those values."""
+    c = config.copy_and_resolve_references()
+    for field, value in values.items():
+        (c.train if field == "epochs" else c.model)[field] = value
+    return base.resolve(c)
+
+
+def search(
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    trials: int,
+    sampler: str = "tpe",
+    overwrite: bool = False,
+) -> None:
+    """Runs or continues a search, alone or beside other processes.
+
+    Args:
+        config: not resolved; what it leaves unset is searched.
+        workdir: receives study.db (Optuna's SQLite), trials.csv, study.png and, in ``best``, the
+            run of the best values on all seeds.
+        trials: of all processes together, those before a cut included; pruned ones count.
+        sampler: "tpe" (multivariate, after `START_TRIALS` random trials), "random" or "grid".
+        overwrite: replace a search of another config.
+
+    Raises:
+        ConfigError: naming the field or flag, and what it may be.
+    """
+    ranges = space(config)
+    if sampler == "grid":
+        trials = min(trials, math.prod(map(len, ranges.values())))
+    with_values(config, {field: values[0] for field, values in ranges.items()})  # or say why not
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    console = Console()
+    # First of all, so that no trial can look at them.
+    dataset = load(**config.data.to_dict()).without_tests()
+    slices = {"val/cold": dataset.split.slices()["val/cold"]}
+
+    def objective(trial: optuna.Trial) -> float:
+        values = {field: trial.suggest_categorical(field, ranges[field]) for field in ranges}
+        said = ", ".join(f"{field} {value:g}" for field, value in values.items())
+        console.print(f"trial {trial.number}: {said}", highlight=False)
+        # The same values give the same score: a sampler that comes back to them need not wait.
+        for known in study.get_trials(states=COUNTED):
+            if known.params == trial.params:
+                if known.state == TrialState.PRUNED:
+                    raise optuna.TrialPruned
+                assert known.value is not None
+                return known.value
+
+        def on_score(epoch: int, score: float) -> None:
+            trial.report(score, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        chosen = with_values(config, values)
+        run = runner.setup(chosen, dataset, slices, workdir, console)
+        label = f"trial {trial.number}"
+        try:
+            return runner.validate(run, chosen.seeds[0], label=label, on_score=on_score)
+        except runner.DivergedError as error:
+            console.print(str(error), highlight=False)
+            raise optuna.TrialPruned from None
+
+    identity = json.loads(config.to_json()) | {"sampler": sampler, "ranges": ranges}
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / LOCK_FILE, "a") as lock:
+        alone = _alone(lock)
+        if not alone:
+            _join(lock, workdir)
+        study = _open(workdir, identity, alone=alone, overwrite=overwrite)
+        fresh = alone and not study.trials
+        study.sampler = _sampler(sampler, ranges, seed=0 if fresh else None)
+        own = base.tuned(config)
+        if fresh and sampler != "grid" and ranges.keys() <= own.keys():
+            study.enqueue_trial({field: own[field] for field in ranges})  # the values to beat
+        while True:
+            _join(lock, workdir)
+            if _wanted(study, trials):
+                counter = optuna.study.MaxTrialsCallback(trials, (*COUNTED, TrialState.RUNNING))
+                study.optimize(objective, callbacks=[counter, _reporter(console, trials)])
+            if not _alone(lock):
+                console.print("other processes are at work; the last one trains the best values")
+                return
+            # Nobody else is alive: a trial that still runs is a dead process's, and run again.
+            if not (_fail_running(study) and _wanted(study, trials)):
+                break
+        _finish(config, workdir, study, console)
+
+
+def _alone(lock: TextIO) -> bool:
+    """Whether no other process is at this search; then none can join until `_join`.
+
+    The kernel gives up the lock of a process that dies, however it dies.
+    """
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _join(lock: TextIO, workdir: pathlib.Path) -> None:
+    """Counts this process among those at the search, once nobody is `_alone` at it."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"--workdir={workdir}: another process trains the best values of this search; "
+                    "wait for its results"
+                ) from None
+            time.sleep(0.1)
+
+
+def _open(
+    workdir: pathlib.Path, identity: Mapping[str, Any], *, alone: bool, overwrite: bool
+) -> optuna.Study:
+    """The study of the folder, which has to be one of the same config; a new one if there is none.
+
+    `alone` lets it fail the trials of dead processes, and replace a study of another config.
+    """
+
+    def opened() -> optuna.Study:
+        return optuna.create_study(
+            storage=f"sqlite:///{workdir / STUDY_FILE}",
+            study_name="search",
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(FREE_TRIALS, FREE_EPOCHS + 1),
+            load_if_exists=True,
+        )
+
+    study = opened()
+    changed = runner.differences(identity, study.user_attrs.get("config", identity))
+    if changed and not (overwrite and alone):
+        raise ConfigError(
+            f"--workdir={workdir} holds a search with another config ({', '.join(changed[:3])} "
+            "differ); name another folder, or pass --overwrite to replace it"
+        )
+    if changed:
+        optuna.delete_study(study_name="search", storage=f"sqlite:///{workdir / STUDY_FILE}")
+        study = opened()
+    if alone:
+        study.set_user_attr("config", identity)
+        _fail_running(study)
+    return study
+
+
+def _sampler(
+    name: str, ranges: Mapping[str, Sequence[float]], seed: int | None
+) -> optuna.samplers.BaseSampler:
+    """With a seed for the first process alone: others with the same would draw the same values."""
+    if name == "grid":
+        return optuna.samplers.GridSampler(ranges, seed=seed)
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(
+        n_startup_trials=START_TRIALS, multivariate=True, constant_liar=True, seed=seed
+    )
+
+
+def _wanted(study: optuna.Study, trials: int) -> bool:
+    """Whether trials are left to start."""
+    return len(study.get_trials(states=(*COUNTED, TrialState.RUNNING))) < trials
+
+
+def _fail_running(study: optuna.Study) -> bool:
+    """Ends the trials that nobody runs any more; whether there were any."""
+    dead = study.get_trials(states=(TrialState.RUNNING,))
+    for trial in dead:
+        study.tell(trial.number, state=TrialState.FAIL)
+    return bool(dead)
+
+
+def _best(study: optuna.Study) -> FrozenTrial | None:
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+
+
+def _reporter(console: Console, trials: int) -> Callable[[optuna.Study, FrozenTrial], None]:
+    """Prints a line after each trial, with the time that is left at the pace so far."""
+    start, before = time.monotonic(), None
+
+    def report(study: optuna.Study, trial: FrozenTrial) -> None:
+        nonlocal before
+        done = len(study.get_trials(states=COUNTED))
+        before = done - 1 if before is None else before
+        state = "pruned" if trial.state == TrialState.PRUNED else f"{trial.value:.4f}"
+        best = _best(study)
+        said = f", best {best.value:.4f} (trial {best.number})" if best else ""
+        left = (time.monotonic() - start) / (done - before) * max(trials - done, 0) / 60
+        console.print(
+            f"trial {trial.number}: {state}{said}; {done} of {trials} trials, {left:.0f} min left",
+            highlight=False,
+        )
+
+    return report
+
+
+def _finish(
+    config: config_dict.ConfigDict, workdir: pathlib.Path, study: optuna.Study, console: Console
+) -> None:
+    """Writes table and figure, and trains the best values on all seeds unless that is done."""
+    columns = ("number", "value", "params", "state", "duration")
+    table = study.trials_dataframe(attrs=columns).to_csv(index=False)
+    write_atomic(workdir / TABLE_FILE, table.encode())
+    best = _best(study)
+    if best is None:
+        raise ConfigError(
+            f"no trial came to its end (see {workdir / TABLE_FILE}): lower train.learning_rate"
+        )
+    _figure(workdir, study, runner.headline(config))
+    console.print(
+        f"best of {len(study.get_trials(states=COUNTED))} trials: trial {best.number} with "
+        f"{runner.headline(config)} {best.value:.4f}",
+        highlight=False,
+    )
+    flags_of = {f: f"train.{f}" if f == "epochs" else f"model.{f}" for f in best.params}
+    console.print(" ".join(f"--config.{flags_of[f]}={v:g}" for f, v in best.params.items()))
+    chosen, folder = with_values(config, best.params), workdir / BEST
+    if runner.finished(chosen, folder):
+        console.print(f"its run on all seeds is in {folder}")
+    else:
+        runner.run(chosen, folder, overwrite=True)
+
+
+def _figure(workdir: pathlib.Path, study: optuna.Study, name: str) -> None:
+    """Draws study.png: the score of every finished trial against each value."""
+    plt.switch_backend("Agg")  # Optuna draws with pyplot, which would look for a display
+    with warnings.catch_warnings():
+        # That its drawing is experimental, and that a field with one value has a narrow axis.
+        for noise in (optuna.exceptions.ExperimentalWarning, UserWarning):
+            warnings.simplefilter("ignore", noise)
+        axes: Any = optuna.visualization.matplotlib.plot_slice(study, target_name=name)
+    figure = np.ravel(axes)[0].figure
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    write_atomic(workdir / FIGURE_FILE, data.getvalue())
+
+
+def _job(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+    search(
+        config,
+        workdir,
+        trials=TRIALS.value,
+        sampler=SAMPLER.value,
+        overwrite=main.OVERWRITE.value,
+    )
+
+
+if __name__ == "__main__":
+    app.run(lambda argv: main.command(argv, _job), flags_parser=main.parse_flags)
