@@ -21,6 +21,7 @@ from jaxcold.eval import report
 from jaxcold.eval.figure import figure
 from jaxcold.eval.metrics import Metrics, evaluate
 from jaxcold.eval.rank import random_top_k, top_k
+from jaxcold.files import write_atomic
 from jaxcold.models import content_knn
 from jaxcold.models.distillation import clock_of
 from jaxcold.recommender import SEMCo
@@ -206,7 +207,7 @@ def _open_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         (workdir / name).unlink(missing_ok=True)
     for folder in ("tb", "models"):
         shutil.rmtree(workdir / folder, ignore_errors=True)
-    report.write_atomic(workdir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    write_atomic(workdir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def finished(config: config_dict.ConfigDict, workdir: pathlib.Path) -> bool:

@@ -32,7 +32,7 @@ from rich.console import Console
 from experiments import base, main, runner
 from experiments.base import ConfigError
 from jaxcold.data.loading import load
-from jaxcold.eval.report import write_atomic
+from jaxcold.files import write_atomic
 
 try:
     import optuna

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxcold
+from jaxcold.files import write_atomic
 from jaxcold.types import DataError
 
 FORMAT = 1
@@ -44,10 +45,10 @@ def write(folder: str | os.PathLike, meta: Mapping[str, Any], files: Mapping[str
             digest = hashlib.sha256(data).hexdigest()
             stem, suffix = name.split(".")
             named[name] = {"file": f"{stem}-{digest[:16]}.{suffix}", "sha256": digest}
-            _write_file(target / named[name]["file"], data)
+            write_atomic(target / named[name]["file"], data)
         whole = {"format": FORMAT, "jaxcold": jaxcold.__version__, **meta, "files": named}
         _sync(target)  # what model.json names is there before it is
-        _write_file(target / META, (json.dumps(whole, indent=2) + "\n").encode())
+        write_atomic(target / META, (json.dumps(whole, indent=2) + "\n").encode())
         _sync(target)
         if not older:
             os.rename(target, folder)
@@ -132,15 +133,6 @@ def _holds_artifact(folder: Path) -> bool:
     except (OSError, ValueError, AttributeError):
         pass
     raise DataError(f"{folder}: holds other files than a saved model; name a new or empty folder")
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    with open(partial, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _sync(folder: Path) -> None:

@@ -1,13 +1,14 @@
 """The cold-item split: made from a seed, or read from a file and checked against the data."""
 
+import io
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from jaxcold.data.dataset import PARTS, ColdSplit, Interactions
+from jaxcold.files import write_atomic
 from jaxcold.types import DataError
 
 ITEM_SETS = ("warm_items", "cold_val_items", "cold_test_items")
@@ -82,16 +83,10 @@ def write_split(path: str | os.PathLike, split: ColdSplit) -> None:
 
     The file appears whole or not at all; equal splits give equal bytes.
     """
-    path = Path(path)
     arrays = dict(split.pairs) | {name: getattr(split, name) for name in ITEM_SETS}
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getbuffer())
 
 
 def read_split(path: str | os.PathLike, interactions: Interactions) -> ColdSplit:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxcold.eval.metrics import Metrics
-from jaxcold.eval.report import TITLES, methods, write_atomic
+from jaxcold.eval.report import TITLES, methods
+from jaxcold.files import write_atomic
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
 _COLOURS = {"random": "#999999", "content-KNN": "#E69F00", "oracle": "#009E73"}

@@ -27,6 +27,7 @@ import rich.text
 import scipy.stats
 
 from jaxcold.eval.metrics import Metrics
+from jaxcold.files import write_atomic
 
 # What competes in the slices of a split, by the last part of the slice's name.
 CANDIDATES = {
@@ -228,19 +229,6 @@ def methods(results: Mapping[str, Any], name: str) -> list[tuple[str, Summary]]:
     rows = [(key, baselines[key]) for key in order]
     rows += [(name, results["metrics"]), *ceiling]
     return [(TITLES.get(key, key), summary) for key, summary in rows]
-
-
-def write_atomic(path: pathlib.Path, data: bytes) -> None:
-    """Replaces a file as a whole: readers see the old one or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,6 @@ turns them into absent modes, and then an item without any content is an error.
 
 import hashlib
 import io
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +28,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from jaxcold.data.dataset import ContentFeatures, Interactions
 from jaxcold.data.readers import check_present
 from jaxcold.data.sources.fetch import fetch
+from jaxcold.files import write_atomic
 from jaxcold.types import Csr, DataError
 
 URL = "https://raw.githubusercontent.com/js05212/citeulike-a/master"
@@ -215,11 +214,5 @@ def _cached(cache: Path, mode: str, source: sparse.csr_matrix) -> np.ndarray:
     np.save(buffer, table, allow_pickle=False)
     with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=cache, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(buffer.getbuffer())
-            os.replace(partial, path)
-        except OSError:
-            os.unlink(partial)
+        write_atomic(path, buffer.getbuffer())
     return table
