@@ -22,6 +22,10 @@ Tuned = Mapping[str, Mapping[str, tuple[float, float]]]
 Distilled = Mapping[str, Mapping[str, float]]
 
 
+class StoppedError(Exception):
+    """The process was asked to end; the same command goes on from where it stopped."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot run; the message is one line that names the field."""
 
@@ -118,6 +122,9 @@ def get_config(
     c.train.learning_rate = 1e-3  # decays to 0 by a cosine over all steps
     c.train.eval_every = 1  # epochs between evaluations on cold validation
 
+    c.checkpoint = config_dict.ConfigDict()
+    c.checkpoint.every_steps = config_dict.placeholder(int)  # unset: once an epoch
+
     c.eval = config_dict.ConfigDict()
     c.eval.cutoffs = (20,)
     c.eval.figure = True  # draw WORKDIR/summary.png
@@ -192,6 +199,8 @@ def _check(c: config_dict.ConfigDict) -> None:
     need(good, "eval.cutoffs", "one or more whole numbers from 1", cutoffs)
     for field in ("epochs", "batch_size", "eval_every"):
         need(c.train[field] >= 1, f"train.{field}", "at least 1", c.train[field])
+    every = c.checkpoint.every_steps
+    need(every is None or every >= 1, "checkpoint.every_steps", "at least 1", every)
     need(c.train.learning_rate > 0, "train.learning_rate", "above 0", c.train.learning_rate)
     need(c.model.l2 >= 0, "model.l2", "at least 0", c.model.l2)
     if "teacher_epochs" in c.model:

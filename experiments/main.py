@@ -20,6 +20,9 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a run of another conf
 
 EXAMPLE = "--config=experiments/quickstart.py --workdir=runs/quickstart"
 
+# Exit code after SIGTERM (EX_TEMPFAIL): try again, the same command goes on.
+STOPPED = 75
+
 Job = Callable[[config_dict.ConfigDict, pathlib.Path], Any]
 
 
@@ -79,6 +82,9 @@ def command(argv: Sequence[str], job: Job) -> int:
 
     try:
         job(CONFIG.value, pathlib.Path(WORKDIR.value))
+    except base.StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return STOPPED
     except MissingDataError as error:
         return _stop(f"{error}\n\n{CONFIG.value.about.strip()}")
     except (ValueError, FloatingPointError, OSError) as error:

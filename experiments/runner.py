@@ -1,18 +1,21 @@
 """A run, stage by stage: load, train a model per seed, evaluate, report."""
 
+import contextlib
 import json
 import math
 import pathlib
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import config_dict
 from rich.console import Console
 
-from experiments.base import ConfigError
+from experiments.base import ConfigError, StoppedError
 from jaxcold import models
 from jaxcold.data.dataset import Dataset
 from jaxcold.data.loading import load
@@ -25,12 +28,14 @@ from jaxcold.files import write_atomic
 from jaxcold.models import content_knn
 from jaxcold.models.distillation import clock_of
 from jaxcold.recommender import SEMCo
+from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.optim import adam_coupled_l2, cosine, distillation
 from jaxcold.train.step import Step, TrainState, init_state, make_step
 from jaxcold.types import EvalSlice, Model, Representations
 
 CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
+RESULTS_FILE, CHECKPOINTS = "results.json", "checkpoints"
 FAMILY = {"semco": "SEMCo", "semco_offline": "SEMCo-Offline", "semco_online": "SEMCo-Online"}
 TITLE = {1.0: "softmax", 1.5: "entmax15", 2.0: "sparsemax"}
 
@@ -66,13 +71,21 @@ def run(
         What results.json holds.
     """
     start = time.monotonic()
-    prepared = _prepare(config, workdir, overwrite)
-    console = prepared.console
-    by_seed = [_train(prepared, seed) for seed in config.seeds]
+    console, name = Console(), title(config)
+    same = held(workdir) == json.loads(config.to_json())
+    if same and (workdir / RESULTS_FILE).exists() and not overwrite:
+        results = json.loads((workdir / RESULTS_FILE).read_text())
+        _show(config, workdir, results, console)
+        console.print("  finished before; --overwrite runs it again")
+        return results
+    prepared = _prepare(config, workdir, overwrite, console)
+    with _asked_to_stop() as stop:
+        trained = [_train(prepared, seed, stop) for seed in config.seeds]
+    by_seed = [metrics for metrics, _ in trained]
     console.print("evaluating the yardsticks ...")
     baselines = _yardsticks(prepared)
-    results = _results(prepared, by_seed, baselines, time.monotonic() - start)
-    name = title(config)
+    seconds = time.monotonic() - start + sum(before for _, before in trained)
+    results = _results(prepared, by_seed, baselines, seconds)
     if config.eval.figure:
         shown = {name: by_seed[0]["test/cold"]}
         shown |= {key: metrics[0]["test/cold"] for key, metrics in baselines.items()}
@@ -80,13 +93,24 @@ def run(
         cutoff = _cutoff(config)
         figure(workdir, rows, results, shown, name=name, cutoff=cutoff)
     report.write_results(workdir, results, name=name)
+    shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)  # the trained models are in models/
+    _show(config, workdir, results, console)
+    return results
+
+
+def _show(
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    results: Mapping[str, Any],
+    console: Console,
+) -> None:
+    name = title(config)
     report.print_table(results, name=name, cutoff=_cutoff(config), console=console)
     shares = results.get("share_of_oracle", {})
     share = shares.get(f"test/cold/ndcg@{_cutoff(config)}")
     if share is not None:
         console.print(f"  share of the achievable NDCG on cold test items: {share:.1%}")
     console.print(f"  {results['seconds']:.0f} s; results in {workdir}", highlight=False)
-    return results
 
 
 def title(config: config_dict.ConfigDict) -> str:
@@ -99,8 +123,9 @@ def _cutoff(config: config_dict.ConfigDict) -> int:
     return 20 if 20 in config.eval.cutoffs else max(config.eval.cutoffs)
 
 
-def _prepare(config: config_dict.ConfigDict, workdir: pathlib.Path, overwrite: bool) -> Run:
-    console = Console()
+def _prepare(
+    config: config_dict.ConfigDict, workdir: pathlib.Path, overwrite: bool, console: Console
+) -> Run:
     plain = json.loads(config.to_json())
     _check_workdir(workdir, plain, overwrite)
     dataset = load(**config.data.to_dict())
@@ -114,6 +139,13 @@ def _prepare(config: config_dict.ConfigDict, workdir: pathlib.Path, overwrite: b
     )
     prepared = setup(config, dataset, split.slices(), workdir, console)
     # Only now: bad input leaves the folder as it was.
+    if (workdir / CHECKPOINTS).exists() and not overwrite:
+        if not _same_split(workdir / SPLIT_FILE, dataset):
+            raise ConfigError(
+                f"--workdir={workdir}: the data are not those that this run was begun with; name "
+                "another folder, or pass --overwrite to begin again"
+            )
+        return prepared
     _open_workdir(workdir, plain)
     write_split(workdir / SPLIT_FILE, split)
     return prepared
@@ -149,8 +181,7 @@ def _teachers(folder: str, config: config_dict.ConfigDict, dataset: Dataset) -> 
     """The teacher of each seed, from a finished run on the same split."""
     where = pathlib.Path(folder)
     try:
-        with np.load(where / SPLIT_FILE, allow_pickle=False) as theirs:
-            same = np.array_equal(theirs["warm_train"], dataset.split.pairs["warm_train"])
+        same = _same_split(where / SPLIT_FILE, dataset)
     except (OSError, KeyError, ValueError):
         raise ConfigError(
             f"config.model.teacher: {where / SPLIT_FILE} cannot be read; name the --workdir of a "
@@ -162,6 +193,11 @@ def _teachers(folder: str, config: config_dict.ConfigDict, dataset: Dataset) -> 
             f"--config.data.split_file={where / SPLIT_FILE}"
         )
     return {s: SEMCo.load(where / "models" / f"seed_{s}").encoder.params for s in config.seeds}
+
+
+def _same_split(path: pathlib.Path, dataset: Dataset) -> bool:
+    with np.load(path, allow_pickle=False) as theirs:
+        return np.array_equal(theirs["warm_train"], dataset.split.pairs["warm_train"])
 
 
 def _epochs(config: config_dict.ConfigDict) -> int:
@@ -188,11 +224,7 @@ def _optimizer(config: config_dict.ConfigDict, model: Model) -> Any:
 def _check_workdir(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file; name a folder")
-    try:
-        held = json.loads((workdir / CONFIG_FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return
-    changed = differences(config, held)
+    changed = differences(config, held(workdir) or config)
     if changed and not overwrite:
         raise ConfigError(
             f"--workdir={workdir} holds a run with another config ({', '.join(changed[:3])} "
@@ -203,21 +235,19 @@ def _check_workdir(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: 
 def _open_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Empties the folder of an earlier run's files, never of others, and claims it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in (ROWS_FILE, "results.json", "results.md", "summary.png"):
+    for name in (ROWS_FILE, RESULTS_FILE, "results.md", "summary.png"):
         (workdir / name).unlink(missing_ok=True)
-    for folder in ("tb", "models"):
+    for folder in ("tb", "models", CHECKPOINTS):
         shutil.rmtree(workdir / folder, ignore_errors=True)
     write_atomic(workdir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def finished(config: config_dict.ConfigDict, workdir: pathlib.Path) -> bool:
-    """Whether the folder holds a finished run of that config."""
+def held(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The config of the run that the folder holds, finished or not."""
     try:
-        held = json.loads((workdir / CONFIG_FILE).read_text())
+        return json.loads((workdir / CONFIG_FILE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    same = not differences(json.loads(config.to_json()), held)
-    return same and (workdir / "results.json").exists()
+        return None
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
@@ -254,6 +284,8 @@ def train(
     label: str,
     on_step: Callable[[int, Mapping[str, float]], None] = lambda number, logs: None,
     on_epoch: Callable[[int, TrainState, report.Progress], None] = lambda epoch, state, bar: None,
+    state: TrainState | None = None,
+    **saving: Any,
 ) -> TrainState:
     """Trains one seed with a progress bar.
 
@@ -263,6 +295,8 @@ def train(
         label: of the bar.
         on_step: called with the number of a finished step and what it logged.
         on_epoch: called after every epoch but the last, counted from 1.
+        state: to go on from; unset, a fresh one.
+        **saving: `due` and `on_due` of `jaxcold.train.loop.fit`.
 
     Raises:
         DivergedError: naming step, seed and config.
@@ -270,8 +304,11 @@ def train(
     config, model = run.config, run.model
     pairs = len(run.dataset.split.train.user)
     batch, steps, epochs = config.train.batch_size, model.steps_per_epoch, _epochs(config)
+    state = init_state(model, run.optimizer, seed) if state is None else state
+    epoch, step = divmod(int(state.step), steps)
+    done = epoch * pairs + step * batch
     with report.Progress(
-        label, total=pairs * epochs, unit="items", console=run.console
+        label, total=pairs * epochs, unit="items", console=run.console, done=done
     ) as progress:
 
         def stepped(number: int, logs: Mapping[str, float]) -> None:
@@ -287,11 +324,12 @@ def train(
             return fit(
                 model,
                 run.step,
-                init_state(model, run.optimizer, seed),
+                state,
                 epochs=epochs,
                 seed=seed,
                 on_step=stepped,
                 on_epoch=passed,
+                **saving,
             )
         except DivergedError as error:
             raise DivergedError(
@@ -328,18 +366,55 @@ def validate(run: Run, seed: int, *, label: str, on_score: Callable[[int, float]
     return score(train(run, seed, label=label, on_epoch=on_epoch))
 
 
-def _train(run: Run, seed: int) -> BySlice:
-    """Trains one seed; validation is looked at as it goes, test once at the end."""
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of ending the process."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
+    """Trains one seed; validation is looked at as it goes, test once at the end.
+
+    Returns:
+        Metrics, and the seconds that earlier processes have spent on this seed.
+
+    Raises:
+        StoppedError: once `stop` is set and the state is saved.
+    """
     config, model, workdir = run.config, run.model, run.workdir
     steps, epochs = model.steps_per_epoch, _epochs(config)
-    losses: list[float] = []
-    measured: dict[str, list[float]] = {}  # since the last row
+    every = config.checkpoint.every_steps or steps
     start = time.monotonic()
+    state = init_state(model, run.optimizer, seed)
+    with contextlib.closing(Checkpoints(workdir / CHECKPOINTS / f"seed_{seed}")) as checkpoints:
+        state, note = checkpoints.restore(state) or (state, {})
+        first = int(state.step)
+        before = note.get("seconds", 0.0)
+        losses: list[float] = note.get("losses", [])
+        measured: dict[str, list[float]] = note.get("measured", {})  # since the last row
+        if first:
+            run.console.print(f"seed {seed}: goes on from step {first}", highlight=False)
+        # Rows beyond the checkpoint come again.
+        report.keep_rows(
+            workdir / ROWS_FILE, lambda row: row["seed"] != seed or row["step"] <= first
+        )
+        rows = report.read_rows(workdir / ROWS_FILE) if (workdir / ROWS_FILE).exists() else []
+        known = {row["step"] for row in rows if row["seed"] == seed}
 
-    with report.tensorboard(workdir / "tb" / f"seed_{seed}") as log:
+        def seconds() -> float:
+            return before + time.monotonic() - start
 
         def on_step(number: int, logs: Mapping[str, float]) -> None:
             losses.append(logs["loss"])
+            del losses[:-steps]
             finite = {name: value for name, value in logs.items() if math.isfinite(value)}
             for name in finite.keys() - {"loss"}:
                 measured.setdefault(name, []).append(finite[name])
@@ -357,27 +432,52 @@ def _train(run: Run, seed: int) -> BySlice:
                 "seed": seed,
                 "epoch": epoch,
                 "step": epoch * steps,
-                "loss": float(np.mean(losses[-steps:])),
-                "seconds": time.monotonic() - start,
+                "loss": float(np.mean(losses)),
+                "seconds": seconds(),
                 **{f"train/{name}": float(np.mean(found)) for name, found in measured.items()},
                 **values,
             }
+            if row["step"] not in known:
+                report.append_row(workdir / ROWS_FILE, row)
+                log(epoch * steps, values)
             measured.clear()
-            report.append_row(workdir / ROWS_FILE, row)
-            log(epoch * steps, values)
             name = headline(config)
             return (
                 f"seed {seed}, epoch {epoch}/{epochs}: loss {row['loss']:.4f}, "
                 f"{name} {values[name]:.4f}"
             )
 
-        state = train(run, seed, label=f"seed {seed}", on_step=on_step, on_epoch=on_epoch)
-        vectors = model.represent(state.params, state.extra)
-        metrics = {where: evaluate_on(run, vectors, where) for where in run.slices}
-        run.console.print(record(epochs, metrics), highlight=False)
+        def due(done: int) -> bool:
+            return stop.is_set() or done % every == 0 or done == epochs * steps
+
+        def save(state: TrainState) -> None:
+            # Copies: the note is written while training goes on.
+            since = {name: list(values) for name, values in measured.items()}
+            note = {"seconds": seconds(), "losses": list(losses), "measured": since}
+            checkpoints.save(state, note)
+            if stop.is_set():
+                checkpoints.wait()
+                raise StoppedError(
+                    f"stopped at step {int(state.step)} of seed {seed}; the same command goes on"
+                )
+
+        with report.tensorboard(workdir / "tb" / f"seed_{seed}", first=first) as log:
+            state = train(
+                run,
+                seed,
+                label=f"seed {seed}",
+                on_step=on_step,
+                on_epoch=on_epoch,
+                state=state,
+                due=due,
+                on_due=save,
+            )
+            vectors = model.represent(state.params, state.extra)
+            metrics = {where: evaluate_on(run, vectors, where) for where in run.slices}
+            run.console.print(record(epochs, metrics), highlight=False)
         served = SEMCo.from_training(run.dataset, model, state.params, config.model.to_dict())
         served.save(workdir / "models" / f"seed_{seed}")
-    return metrics
+    return metrics, before
 
 
 def _yardsticks(run: Run) -> dict[str, list[BySlice]]:

@@ -319,7 +319,7 @@ def _reporter(console: Console, trials: int) -> Callable[[optuna.Study, FrozenTr
 def _finish(
     config: config_dict.ConfigDict, workdir: pathlib.Path, study: optuna.Study, console: Console
 ) -> None:
-    """Writes table and figure, and trains the best values on all seeds unless that is done."""
+    """Writes table and figure, and trains the best values on all seeds."""
     columns = ("number", "value", "params", "state", "duration")
     table = study.trials_dataframe(attrs=columns).to_csv(index=False)
     write_atomic(workdir / TABLE_FILE, table.encode())
@@ -337,10 +337,9 @@ def _finish(
     flags_of = {f: f"train.{f}" if f == "epochs" else f"model.{f}" for f in best.params}
     console.print(" ".join(f"--config.{flags_of[f]}={v:g}" for f, v in best.params.items()))
     chosen, folder = with_values(config, best.params), workdir / BEST
-    if runner.finished(chosen, folder):
-        console.print(f"its run on all seeds is in {folder}")
-    else:
-        runner.run(chosen, folder, overwrite=True)
+    # A cut run of these values goes on; one of other values gives way.
+    other = runner.held(folder) not in (None, json.loads(chosen.to_json()))
+    runner.run(chosen, folder, overwrite=other)
 
 
 def _figure(workdir: pathlib.Path, study: optuna.Study, name: str) -> None:

@@ -144,12 +144,24 @@ def test_the_same_command_continues_and_repeats_nothing(data, tmp_path, stub):
     assert len(study_of(workdir).trials) == 9
 
 
-def test_a_finished_best_run_is_left_alone(data, tmp_path, stub, monkeypatch):
+def test_the_best_run_is_replaced_by_that_of_better_values_only(data, tmp_path, monkeypatch, stub):
+    replaced = []
+    best = tmp_path / "s" / "best"
+
+    def run(config, folder, *, overwrite):
+        replaced.append(overwrite)
+        folder.mkdir(exist_ok=True)
+        (folder / runner.CONFIG_FILE).write_text(config.to_json())
+
+    monkeypatch.setattr(runner, "run", run)
     search.search(config_of(data), tmp_path / "s", trials=1)
-    assert len(stub["runs"]) == 1
-    monkeypatch.setattr(runner, "finished", lambda config, folder: True)
     search.search(config_of(data), tmp_path / "s", trials=1)
-    assert len(stub["runs"]) == 1
+    assert replaced == [False, False]
+    before = study_of(tmp_path / "s").best_params
+    search.search(config_of(data), tmp_path / "s", trials=40)
+    assert study_of(tmp_path / "s").best_params != before
+    assert replaced == [False, False, True]
+    assert best.exists()
 
 
 def test_the_grid_is_tried_once_whole(data, tmp_path, stub):

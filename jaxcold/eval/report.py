@@ -156,6 +156,13 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
+def keep_rows(path: str | os.PathLike, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Drops the other rows of a metrics.jsonl, if there is one; the file is replaced whole."""
+    if os.path.exists(path):
+        kept = [row for row in read_rows(path) if wanted(row)]
+        write_atomic(path, b"".join(_json(row).encode() + b"\n" for row in kept))
+
+
 def write_results(
     workdir: str | os.PathLike, results: Mapping[str, Any], *, name: str = "SEMCo"
 ) -> None:
@@ -233,15 +240,19 @@ def methods(results: Mapping[str, Any], name: str) -> list[tuple[str, Summary]]:
 
 @contextlib.contextmanager
 def tensorboard(
-    workdir: str | os.PathLike,
+    workdir: str | os.PathLike, *, first: int = 0
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """Event files for TensorBoard, written through the yielded function of step and scalars.
 
     ``with tensorboard(workdir) as log: log(step, {"loss": 1.0})``
+
+    Args:
+        workdir: folder of the event files.
+        first: step at which this process goes on; events of an earlier one from there on are void.
     """
     import tensorboardX  # protobuf takes a while to load: only for those who write events
 
-    writer = tensorboardX.SummaryWriter(str(workdir))
+    writer = tensorboardX.SummaryWriter(str(workdir), purge_step=first or None)
 
     def log(step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
@@ -269,11 +280,13 @@ class Progress:
         console: rich.console.Console | None = None,
         clock: Callable[[], float] = time.monotonic,
         every: float = 10.0,
+        done: int = 0,
     ) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._console = console or rich.console.Console()
         self._clock, self._every = clock, every
-        self._done, self._loss = 0, float("nan")
+        self._done, self._before = done, done  # of the total, by an earlier process
+        self._loss = float("nan")
         self._start = self._last = clock()
         self._bar: rich.progress.Progress | None = None
         if self._console.is_terminal:
@@ -290,7 +303,9 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._bar:
             self._bar.start()
-            self._task = self._bar.add_task(self._title, total=self._total, note="")
+            self._task = self._bar.add_task(
+                self._title, total=self._total, completed=self._done, note=""
+            )
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -316,13 +331,16 @@ class Progress:
         return max(self._clock() - self._start, 1e-9)
 
     def _note(self) -> str:
-        return f"loss {self._loss:.4f}  {self._done / self._elapsed():,.0f} {self._unit}/s"
+        return f"loss {self._loss:.4f}  {self._rate():,.0f} {self._unit}/s"
+
+    def _rate(self) -> float:
+        return (self._done - self._before) / self._elapsed()
 
     def _line(self) -> str:
         percent = 100 * self._done / max(self._total, 1)
         line = f"{self._title}: {percent:.0f} %, {self._note()}, {self._elapsed():.0f} s"
-        if 0 < self._done < self._total:
-            line += f", {self._elapsed() * (self._total / self._done - 1):.0f} s left"
+        if self._before < self._done < self._total:
+            line += f", {(self._total - self._done) / self._rate():.0f} s left"
         return line
 
 

@@ -28,23 +28,29 @@ def fit(
     seed: int,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, logs: None,
     on_epoch: Callable[[int, TrainState], None] = lambda epoch, state: None,
+    due: Callable[[int], bool] = lambda done: False,
+    on_due: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
     """Trains for a number of epochs; each epoch's order follows from (seed, epoch) alone.
+
+    A state of step n goes on with batch n: the result is that of a run without a break.
 
     Args:
         model: from a model file's ``build``.
         step: from `make_step`.
-        state: from `init_state`; its buffers are donated.
+        state: from `init_state`, or of an earlier run; its buffers are donated.
         epochs: passes over the training data.
         seed: of the order of batches and of the keys given to the loss.
         on_step: called with the number of a finished step (from 0) and its logs.
         on_epoch: called with the number of a finished epoch (from 1) and the state after it.
+        due: asked after every step, with the number of steps behind it, ...
+        on_due: ... whether to call this with the state; all losses up to there were finite.
 
     Raises:
         DivergedError: naming the step whose loss is not finite.
     """
     key = jax.random.key(seed)
-    done = 0
+    first = done = int(state.step)
     in_flight: deque[dict[str, jax.Array]] = deque()
 
     def settle(limit: int) -> None:
@@ -57,11 +63,19 @@ def fit(
             on_step(done, logs)
             done += 1
 
-    for epoch in range(epochs):
-        for batch in model.batches(np.random.default_rng([seed, epoch])):
+    size = model.steps_per_epoch
+    for epoch in range(first // size, epochs):
+        batches = model.batches(np.random.default_rng([seed, epoch]))
+        for number, batch in enumerate(batches, epoch * size):
+            if number < first:  # behind us
+                continue
             state, logs = step(state, model.fixed, batch, key)
             in_flight.append(logs)
             settle(LAG)
-        settle(0)
-        on_epoch(epoch + 1, state)
+            if number + 1 == (epoch + 1) * size:
+                settle(0)
+                on_epoch(epoch + 1, state)
+            if due(number + 1):
+                settle(0)
+                on_due(state)
     return state
