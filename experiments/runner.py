@@ -139,7 +139,7 @@ def _prepare(
     )
     prepared = setup(config, dataset, split.slices(), workdir, console)
     # Only now: bad input leaves the folder as it was.
-    if (workdir / CHECKPOINTS).exists() and not overwrite:
+    if (workdir / CHECKPOINTS).exists() and held(workdir) and not overwrite:
         if not _same_split(workdir / SPLIT_FILE, dataset):
             raise ConfigError(
                 f"--workdir={workdir}: the data are not those that this run was begun with; name "
@@ -297,9 +297,6 @@ def train(
         on_epoch: called after every epoch but the last, counted from 1.
         state: to go on from; unset, a fresh one.
         **saving: `due` and `on_due` of `jaxcold.train.loop.fit`.
-
-    Raises:
-        DivergedError: naming step, seed and config.
     """
     config, model = run.config, run.model
     pairs = len(run.dataset.split.train.user)
@@ -320,22 +317,16 @@ def train(
             if epoch < epochs:
                 on_epoch(epoch, state, progress)
 
-        try:
-            return fit(
-                model,
-                run.step,
-                state,
-                epochs=epochs,
-                seed=seed,
-                on_step=stepped,
-                on_epoch=passed,
-                **saving,
-            )
-        except DivergedError as error:
-            raise DivergedError(
-                f"{error}, seed {seed}; config {run.workdir / CONFIG_FILE}: try a lower "
-                "train.learning_rate or another model.tau"
-            ) from None
+        return fit(
+            model,
+            run.step,
+            state,
+            epochs=epochs,
+            seed=seed,
+            on_step=stepped,
+            on_epoch=passed,
+            **saving,
+        )
 
 
 def validate(run: Run, seed: int, *, label: str, on_score: Callable[[int, float], None]) -> float:
@@ -462,16 +453,22 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
                 )
 
         with report.tensorboard(workdir / "tb" / f"seed_{seed}", first=first) as log:
-            state = train(
-                run,
-                seed,
-                label=f"seed {seed}",
-                on_step=on_step,
-                on_epoch=on_epoch,
-                state=state,
-                due=due,
-                on_due=save,
-            )
+            try:
+                state = train(
+                    run,
+                    seed,
+                    label=f"seed {seed}",
+                    on_step=on_step,
+                    on_epoch=on_epoch,
+                    state=state,
+                    due=due,
+                    on_due=save,
+                )
+            except DivergedError as error:
+                raise DivergedError(
+                    f"{error}, seed {seed}; config {workdir / CONFIG_FILE}: try a lower "
+                    "train.learning_rate or another model.tau"
+                ) from None
             vectors = model.represent(state.params, state.extra)
             metrics = {where: evaluate_on(run, vectors, where) for where in run.slices}
             run.console.print(record(epochs, metrics), highlight=False)

@@ -174,7 +174,7 @@ def search(
         try:
             return runner.validate(run, chosen.seeds[0], label=label, on_score=on_score)
         except runner.DivergedError as error:
-            console.print(str(error), highlight=False)
+            console.print(f"{label}: {error}", highlight=False)
             raise optuna.TrialPruned from None
 
     identity = json.loads(config.to_json()) | {"sampler": sampler, "ranges": ranges}

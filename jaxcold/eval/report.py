@@ -136,6 +136,8 @@ def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
         if end < file.tell():
             file.truncate(end)
         file.write(line)
+        file.flush()
+        os.fsync(file.fileno())  # a checkpoint written after it takes the row for granted
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
