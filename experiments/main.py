@@ -26,7 +26,8 @@ STOPPED = 75
 Job = Callable[[config_dict.ConfigDict, pathlib.Path], Any]
 
 
-def _stop(message: object) -> int:
+def stop(message: object) -> int:
+    """Says in one line what is wrong; returns the exit code."""
     print(f"error: {message}", file=sys.stderr)
     return 2
 
@@ -41,7 +42,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return rest
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         names = _names(argv)
-        _stop(_one_line(error))
+        stop(_one_line(error))
         if names:
             print("valid overrides: " + " ".join(f"--{name}" for name in names), file=sys.stderr)
         sys.exit(2)
@@ -71,11 +72,11 @@ def command(argv: Sequence[str], job: Job) -> int:
     What a user can mend ends in one line.
     """
     if len(argv) > 1:
-        return _stop(f"argument {argv[1]!r} is not understood; flags begin with --")
+        return stop(f"argument {argv[1]!r} is not understood; flags begin with --")
     if CONFIG.value is None:
-        return _stop(f"--config is required; for example {EXAMPLE}")
+        return stop(f"--config is required; for example {EXAMPLE}")
     if not WORKDIR.value:
-        return _stop(f"--workdir is required; for example {EXAMPLE}")
+        return stop(f"--workdir is required; for example {EXAMPLE}")
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # JAX tells which backends it did not find
     from jaxcold.types import MissingDataError
@@ -86,9 +87,9 @@ def command(argv: Sequence[str], job: Job) -> int:
         print(stopped, file=sys.stderr)
         return STOPPED
     except MissingDataError as error:
-        return _stop(f"{error}\n\n{CONFIG.value.about.strip()}")
+        return stop(f"{error}\n\n{CONFIG.value.about.strip()}")
     except (ValueError, FloatingPointError, OSError) as error:
-        return _stop(error)
+        return stop(error)
     return 0
 
 

@@ -35,7 +35,7 @@ from jaxcold.train.step import Step, TrainState, init_state, make_step
 from jaxcold.types import EvalSlice, Model, Representations
 
 CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
-RESULTS_FILE, CHECKPOINTS = "results.json", "checkpoints"
+RESULTS_FILE, USERS_FILE, CHECKPOINTS = "results.json", "per_user.npz", "checkpoints"
 FAMILY = {"semco": "SEMCo", "semco_offline": "SEMCo-Offline", "semco_online": "SEMCo-Online"}
 TITLE = {1.0: "softmax", 1.5: "entmax15", 2.0: "sparsemax"}
 
@@ -63,8 +63,8 @@ def run(
     Args:
         config: from `experiments.base.resolve`.
         workdir: receives config.json, split.npz, metrics.jsonl, TensorBoard events in ``tb``,
-            a trained recommender per seed in ``models``, and at the end a figure, results.md and
-            results.json.
+            a trained recommender per seed in ``models``, and at the end a figure, results.md,
+            results.json and, for paired tests with other runs, per_user.npz.
         overwrite: replace what an earlier run with another config left there.
 
     Returns:
@@ -92,6 +92,9 @@ def run(
         rows = report.read_rows(workdir / ROWS_FILE)
         cutoff = _cutoff(config)
         figure(workdir, rows, results, shown, name=name, cutoff=cutoff)
+    tests = [where for where in prepared.slices if where.startswith("test/")]
+    means = {where: report.seed_means([metrics[where] for metrics in by_seed]) for where in tests}
+    report.write_users(workdir / USERS_FILE, means)
     report.write_results(workdir, results, name=name)
     shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)  # the trained models are in models/
     _show(config, workdir, results, console)
@@ -115,8 +118,12 @@ def _show(
 
 def title(config: config_dict.ConfigDict) -> str:
     """The model's name in tables: "SEMCo sparsemax"."""
-    alpha = config.model.alpha
-    return f"{FAMILY[config.model.name]} {TITLE.get(alpha, f'alpha={alpha:g}')}"
+    return title_of(config.model.name, config.model.alpha)
+
+
+def title_of(model: str, alpha: float) -> str:
+    """`title` of a model's name and its alpha."""
+    return f"{FAMILY[model]} {TITLE.get(alpha, f'alpha={alpha:g}')}"
 
 
 def _cutoff(config: config_dict.ConfigDict) -> int:
@@ -235,7 +242,7 @@ def _check_workdir(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: 
 def _open_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Empties the folder of an earlier run's files, never of others, and claims it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in (ROWS_FILE, RESULTS_FILE, "results.md", "summary.png"):
+    for name in (ROWS_FILE, RESULTS_FILE, USERS_FILE, "results.md", "summary.png"):
         (workdir / name).unlink(missing_ok=True)
     for folder in ("tb", "models", CHECKPOINTS):
         shutil.rmtree(workdir / folder, ignore_errors=True)
@@ -252,17 +259,18 @@ def held(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """The fields in which two configs differ: ["model.alpha", ...]."""
-    a, b = _flat(ours), _flat(theirs)
+    a, b = flat(ours), flat(theirs)
     return sorted(field for field in a.keys() | b.keys() if a.get(field) != b.get(field))
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as one level: {"model.alpha": 2.0, ...}."""
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     return {
         name: value
         for key, branch in tree.items()
-        for name, value in _flat(branch, f"{prefix}.{key}" if prefix else key).items()
+        for name, value in flat(branch, f"{prefix}.{key}" if prefix else key).items()
     }
 
 

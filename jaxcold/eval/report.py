@@ -7,6 +7,7 @@ are not finite are written as null.
 """
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import resource
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +38,7 @@ CANDIDATES = {
     "warm": "all warm items compete, less the user's training items",
 }
 TITLES = {"random": "random", "content_knn": "content-KNN", "oracle": "oracle"}
+_OTHER_USERS = "a paired test needs the same users on both sides; compare one slice of one split"
 _REQUIRED = ("config", "metrics", "seconds", "peak_memory_bytes")
 
 Summary = Mapping[str, Mapping[str, Any]]
@@ -87,27 +90,69 @@ def compare(
     Raises:
         ValueError: if the users differ.
     """
-    users = model[0].users
-    if any(not np.array_equal(users, metrics.users) for metrics in [*model, *baseline]):
-        raise ValueError("a paired test needs the same users on both sides; compare one slice")
+    return paired(seed_means(model), seed_means(baseline), names)
+
+
+def seed_means(by_seed: Sequence[Metrics]) -> dict[str, np.ndarray]:
+    """Per-user values of a slice, averaged over seeds: "users" i32[n] and "ndcg@20", .. f64[n].
+
+    Raises:
+        ValueError: if the users differ.
+    """
+    users = by_seed[0].users
+    if any(not np.array_equal(users, metrics.users) for metrics in by_seed):
+        raise ValueError(_OTHER_USERS)
+    names = by_seed[0].per_user
+    means = {name: np.mean([m.per_user[name] for m in by_seed], axis=0) for name in names}
+    return {"users": users, **means}
+
+
+def paired(
+    left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """`compare` on what `seed_means` gives."""
+    if not np.array_equal(left["users"], right["users"]):
+        raise ValueError(_OTHER_USERS)
     tests = {}
     for name in names:
-        left, right = (
-            np.mean([metrics.per_user[name] for metrics in side], axis=0)
-            for side in (model, baseline)
-        )
+        x, y = left[name], right[name]
         t, p = 0.0, 1.0
-        if not np.array_equal(left, right):
+        if not np.array_equal(x, y):
             with warnings.catch_warnings():  # one user, or one difference for all: t is not finite
                 warnings.simplefilter("ignore", RuntimeWarning)
-                t, p = scipy.stats.ttest_rel(left, right)
+                t, p = scipy.stats.ttest_rel(x, y)
         tests[name] = {
-            "difference": float(np.mean(left - right)) if len(users) else float("nan"),
+            "difference": float(np.mean(x - y)) if len(x) else float("nan"),
             "t": float(t),
             "p": float(p),
-            "users": len(users),
+            "users": len(x),
         }
     return tests
+
+
+def write_users(path: str | os.PathLike, slices: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Writes the `seed_means` of several slices as one ``.npz``: "test/cold/ndcg@20", ..."""
+    flat = {f"{where}/{name}": v for where, means in slices.items() for name, v in means.items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **flat)
+    write_atomic(path, buffer.getbuffer())
+
+
+def read_users(path: str | os.PathLike, where: str) -> dict[str, np.ndarray]:
+    """One slice of `write_users`.
+
+    Raises:
+        ValueError: if the file is not one of `write_users`, or lacks the slice.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = [name for name in file if name.rpartition("/")[0] == where]
+            means = {name.rpartition("/")[2]: file[name] for name in names}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); run the experiment again") from None
+    if "users" not in means:
+        raise ValueError(f"{path}: has no {where}; run the experiment again")
+    return means
 
 
 def share_of_oracle(metrics: Summary, oracle: Summary) -> dict[str, float]:

@@ -1,0 +1,199 @@
+"""One table of finished runs: means, spread, and paired t-tests against the first.
+
+python -m experiments.compare runs/sparsemax runs/offline runs/online --workdir=runs/table
+"""
+
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from absl import app
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from experiments import main, runner
+from experiments.base import ConfigError
+from jaxcold.data.dataset import PARTS
+from jaxcold.eval import report
+from jaxcold.files import write_atomic
+
+WHERE = "test/cold"  # of the paired tests
+COLUMNS = {
+    "Recall": "test/cold/recall",
+    "NDCG": "test/cold/ndcg",
+    "MDG": "test/cold/mdg",
+    "Gini div.": "test/cold/gini",
+    "warm NDCG": "test/warm/ndcg",
+    "val. cold NDCG": "val/cold/ndcg",
+}
+# What tells runs apart; where they lie and for how long they took does not.
+TELLING = ("model.", "train.", "data.content", "data.modes")
+SILENT = ("model.name", "model.alpha", "model.tuned.", "model.teacher")
+
+
+def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
+    """Reads finished runs on one split.
+
+    Args:
+        folders: their --workdir; the first is what the others are tested against.
+
+    Returns:
+        "runs": name to "workdir", "seeds" and, for each of `COLUMNS`, mean and std; "tests": name
+        to the result of `jaxcold.eval.report.paired` on NDCG against the first; "cutoff".
+
+    Raises:
+        ConfigError: naming the folder that is no finished run, or of another split or cut-off.
+    """
+    results: list[dict[str, Any]] = []
+    users: list[dict[str, np.ndarray]] = []
+    splits: list[dict[str, np.ndarray]] = []
+    for folder in folders:
+        try:
+            results.append(json.loads((folder / runner.RESULTS_FILE).read_text()))
+            with np.load(folder / runner.SPLIT_FILE, allow_pickle=False) as split:
+                splits.append({part: split[part] for part in PARTS})
+        except (OSError, KeyError, ValueError) as error:
+            raise ConfigError(
+                f"{folder}: not a finished run ({error}); name its --workdir"
+            ) from None
+        users.append(report.read_users(folder / runner.USERS_FILE, WHERE))
+    for folder, split in zip(folders, splits, strict=True):
+        if not all(np.array_equal(split[part], splits[0][part]) for part in PARTS):
+            raise ConfigError(
+                f"{folder}: has another split than {folders[0]}; run it with "
+                f"--config.data.split_file={folders[0] / runner.SPLIT_FILE}"
+            )
+    cutoffs = set.intersection(*({*result["config"]["eval"]["cutoffs"]} for result in results))
+    if not cutoffs:
+        raise ConfigError("the runs have no cut-off in common; run them with one eval.cutoffs")
+    cutoff = 20 if 20 in cutoffs else max(cutoffs)
+    names = _names([result["config"] for result in results])
+    metric = f"ndcg@{cutoff}"
+    return {
+        "cutoff": cutoff,
+        "runs": {
+            name: {
+                "workdir": str(folder),
+                "seeds": len(result["config"]["seeds"]),
+                **{
+                    title: {k: result["metrics"][f"{key}@{cutoff}"][k] for k in ("mean", "std")}
+                    for title, key in COLUMNS.items()
+                },
+            }
+            for name, folder, result in zip(names, folders, results, strict=True)
+        },
+        "tests": {
+            name: report.paired(theirs, users[0], [metric])[metric]
+            for name, theirs in zip(names[1:], users[1:], strict=True)
+        },
+    }
+
+
+def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Model and map of each run, and the fields by which runs of the same differ."""
+    titles = [runner.title_of(c["model"]["name"], c["model"]["alpha"]) for c in configs]
+    names = []
+    for title, config in zip(titles, configs, strict=True):
+        alike = [c for t, c in zip(titles, configs, strict=True) if t == title]
+        fields = sorted({field for other in alike for field in runner.differences(config, other)})
+        told = runner.flat(config)
+        said = [
+            f"{field.rpartition('.')[2]} {told[field]}"
+            for field in fields
+            if field.startswith(TELLING) and not field.startswith(SILENT) and field in told
+        ]
+        names.append(title + (f" ({', '.join(said)})" if said else ""))
+    return [name if names.count(name) == 1 else f"{name} #{i}" for i, name in enumerate(names, 1)]
+
+
+def table(found: Mapping[str, Any]) -> pd.DataFrame:
+    """The runs as text, a row each, with difference and p of the paired test."""
+    rows = []
+    for name, run in found["runs"].items():
+        cells = {
+            title: f"{run[title]['mean']:.4f} ±{run[title]['std']:.4f}".replace("0.", ".")
+            for title in COLUMNS
+        }
+        test = found["tests"].get(name)
+        against = {
+            "NDCG less the first": f"{test['difference']:+.4f}" if test else "",
+            "p": f"{test['p']:.2g}" if test else "",
+        }
+        rows.append({"method": name, "seeds": str(run["seeds"]), **cells, **against})
+    return pd.DataFrame(rows)
+
+
+def write(found: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Writes compare.json, compare.md and compare.png."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    cutoff = found["cutoff"]
+    lines = table(found).to_markdown(index=False, disable_numparse=True)
+    text = f"""# Runs at cut-off {cutoff}
+
+Mean ± standard deviation over seeds; cold test unless said otherwise. p: two-sided paired t-test
+over users (values averaged over seeds) of cold-test NDCG against the first row, not corrected for
+the number of tests.
+
+{lines}
+"""
+    write_atomic(workdir / "compare.json", (json.dumps(found, indent=2) + "\n").encode())
+    write_atomic(workdir / "compare.md", text.encode())
+    write_atomic(workdir / "compare.png", _picture(found))
+
+
+def _picture(found: Mapping[str, Any]) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(found["runs"])
+    canvas = Figure(figsize=(11, 1.2 + 0.45 * len(names)), dpi=110, layout="constrained")
+    for axis, title in zip(canvas.subplots(1, 2, sharey=True), ("NDCG", "warm NDCG"), strict=True):
+        entries = [found["runs"][name][title] for name in names]
+        means, spread = ([entry[k] for entry in entries] for k in ("mean", "std"))
+        axis.errorbar(means, np.arange(len(names)), xerr=spread, fmt="o", capsize=3)
+        axis.set_title(f"{'cold ' if title == 'NDCG' else ''}{title}@{found['cutoff']}, test")
+        axis.set_yticks(range(len(names)), names)
+        axis.grid(axis="x", color="#dddddd", linewidth=0.7)
+        axis.spines[["top", "right"]].set_visible(False)
+    canvas.axes[0].invert_yaxis()
+    data = io.BytesIO()
+    FigureCanvasAgg(canvas).print_png(data)
+    return data.getvalue()
+
+
+def run(folders: Sequence[str], workdir: pathlib.Path) -> None:
+    """Shows the table and writes it."""
+    found = compare([pathlib.Path(folder) for folder in folders])
+    write(found, workdir)
+    rows = table(found)
+    # The columns that fit into 80 characters; compare.md has them all.
+    columns = ["method", "NDCG", "warm NDCG", *rows.columns[-2:]]
+    shown = Table(title=f"Test at {found['cutoff']}", title_justify="left", box=SIMPLE_HEAD)
+    for column in columns:
+        side: Any = "left" if column == "method" else "right"
+        shown.add_column(column, justify=side, overflow="fold")
+    for row in rows[columns].itertuples(index=False):
+        shown.add_row(*row)
+    Console().print(shown)
+    Console().print(f"  all columns: {workdir / 'compare.md'}", highlight=False)
+
+
+def _command(argv: Sequence[str]) -> int:
+    folders, workdir = argv[1:], main.WORKDIR.value
+    example = "python -m experiments.compare RUN RUN --workdir=DIR"
+    if len(folders) < 2 or not workdir:
+        return main.stop(f"two or more finished runs and --workdir are required: {example}")
+    try:
+        run(folders, pathlib.Path(workdir))
+    except (ValueError, OSError) as error:
+        return main.stop(error)
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(_command, flags_parser=main.parse_flags)
