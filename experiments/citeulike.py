@@ -39,7 +39,9 @@ def get_config(model: str = "semco") -> config_dict.ConfigDict:
         online=onion.ONLINE,
     )
     if model == "semco":
-        config.model.gradient = "fenchel_young"  # with sparsemax ahead of all else on cold validation
+        config.model.gradient = (
+            "fenchel_young"  # with sparsemax ahead of all else on cold validation
+        )
     config.data.content = "raw"
     config.data.published = "https://github.com/js05212/citeulike-a"
     return config

@@ -36,6 +36,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """Absl's parser, except that a bad flag ends in one line and the names that would be right."""
     try:
         rest = flags.FLAGS(list(argv))
+        if flags.FLAGS["verbosity"].using_default_value:
+            # Before absl makes it INFO: JAX and Orbax then tell what they are about, at length.
+            logging.set_verbosity(logging.WARNING)
         # A config file that cannot be loaded says so when its fields are first asked for.
         if CONFIG.value is not None:
             base.names(CONFIG.value)
@@ -77,8 +80,6 @@ def command(argv: Sequence[str], job: Job) -> int:
         return stop(f"--config is required; for example {EXAMPLE}")
     if not WORKDIR.value:
         return stop(f"--workdir is required; for example {EXAMPLE}")
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)  # JAX tells which backends it did not find
     from jaxcold.types import MissingDataError
 
     try:
