@@ -94,6 +94,8 @@ def space(config: config_dict.ConfigDict) -> dict[str, list[float]]:
         ConfigError: for a map without ranges, or when nothing is left to search.
     """
     model, (gradient, name) = config.model, base.map_of(config)
+    if gradient not in TAU:
+        raise ConfigError(f"config.model.gradient: one of {', '.join(TAU)}, not {gradient!r}")
     if name not in TAU[gradient]:
         raise ConfigError(
             f"config.model.alpha: {model.alpha:g} has no ranges to search; use 1 (softmax), 1.5 "
@@ -249,7 +251,13 @@ def _open(
             load_if_exists=True,
         )
 
-    study = opened()
+    try:
+        study = opened()
+    except Exception as error:  # of any type: Optuna's, its database's
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{workdir / STUDY_FILE}: cannot be read ({reason}); delete it or name another folder"
+        ) from None
     changed = runner.differences(identity, study.user_attrs.get("config", identity))
     if changed and not (overwrite and alone):
         raise ConfigError(

@@ -89,6 +89,10 @@ def test_what_cannot_be_searched_is_said():
     with pytest.raises(base.ConfigError, match=r"config\.model\.alpha.*ranges"):
         search.space(config)
     config = clothing.get_config()
+    config.model.gradient = "none"
+    with pytest.raises(base.ConfigError, match=r"config\.model\.gradient: one of autodiff"):
+        search.space(config)
+    config = clothing.get_config()
     config.model.update(tau=1.0, l2=0.0)
     with pytest.raises(base.ConfigError, match="leave some of them out"):
         search.space(config)
@@ -213,6 +217,14 @@ def test_nothing_finished_is_an_error(data, tmp_path, monkeypatch):
     with pytest.raises(base.ConfigError, match="no trial came to its end"):
         search.search(config_of(data), tmp_path / "s", trials=2)
     assert not (tmp_path / "s" / "best").exists()
+
+
+def test_a_damaged_study_is_named(data, tmp_path, stub):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.db").write_bytes(b"not a database, but long enough to be one" * 100)
+    with pytest.raises(base.ConfigError, match=r"study\.db: cannot be read.*delete it") as error:
+        search.search(config_of(data), tmp_path / "s", trials=1)
+    assert "\n" not in str(error.value)
 
 
 def test_another_config_is_refused_or_replaced(data, tmp_path, stub):
