@@ -253,7 +253,7 @@ def held(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The config of the run that the folder holds, finished or not."""
     try:
         return json.loads((workdir / CONFIG_FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
 
 

@@ -84,8 +84,8 @@ def test_cut_runs_end_in_the_same_bits(model, data, tmp_path, monkeypatch):
         config, *_loaded(config), tmp_path / "unused", runner.Console()
     ).model.steps_per_epoch
     assert steps > 10
-    # Before the first checkpoint, at the end of an epoch, and in the second seed.
-    for number, cut in enumerate((2, steps, 2 * steps + 5)):
+    # Before the first checkpoint, at the end of an epoch, and, for one model, in the second seed.
+    for number, cut in enumerate((2, steps, 2 * steps + 5)[: 3 if model == "semco" else 2]):
         with monkeypatch.context() as patch:
             cut_after(patch, cut)
             with pytest.raises(PowerCut):

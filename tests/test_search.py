@@ -79,7 +79,7 @@ def test_space_is_what_the_config_leaves_unset():
     softmax.model.alpha = 1.0
     assert 0.005 in search.space(softmax)["l2"]
     exact = citeulike.get_config()
-    exact.model.gradient = "fenchel_young"
+    exact.model.update(alpha=1.5, gradient="fenchel_young")
     assert 1.25 in search.space(exact)["tau"]
 
 
