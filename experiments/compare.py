@@ -71,7 +71,7 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
     cutoffs = set.intersection(*({*result["config"]["eval"]["cutoffs"]} for result in results))
     if not cutoffs:
         raise ConfigError("the runs have no cut-off in common; run them with one eval.cutoffs")
-    cutoff = 20 if 20 in cutoffs else max(cutoffs)
+    cutoff = runner.cutoff_of(cutoffs)
     names = _names([result["config"] for result in results])
     metric = f"ndcg@{cutoff}"
     return {

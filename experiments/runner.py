@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,7 +127,12 @@ def title_of(model: str, alpha: float) -> str:
 
 
 def _cutoff(config: config_dict.ConfigDict) -> int:
-    return 20 if 20 in config.eval.cutoffs else max(config.eval.cutoffs)
+    return cutoff_of(config.eval.cutoffs)
+
+
+def cutoff_of(cutoffs: Collection[int]) -> int:
+    """The cut-off that tables show: the papers' 20 where it is there, else the largest."""
+    return 20 if 20 in cutoffs else max(cutoffs)
 
 
 def _prepare(
