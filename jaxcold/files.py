@@ -1,8 +1,12 @@
 """Writing a file so that it is never half there."""
 
+import io
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | memoryview) -> None:
@@ -20,3 +24,10 @@ def write_atomic(path: str | os.PathLike, data: bytes | memoryview) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """`write_atomic` of arrays by name, as one compressed ``.npz`` without pickles."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomic(path, buffer.getbuffer())

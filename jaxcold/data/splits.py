@@ -1,6 +1,5 @@
 """The cold-item split: made from a seed, or read from a file and checked against the data."""
 
-import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcold.data.dataset import PARTS, ColdSplit, Interactions
-from jaxcold.files import write_atomic
+from jaxcold.files import write_arrays
 from jaxcold.types import DataError
 
 ITEM_SETS = ("warm_items", "cold_val_items", "cold_test_items")
@@ -84,9 +83,7 @@ def write_split(path: str | os.PathLike, split: ColdSplit) -> None:
     The file appears whole or not at all; equal splits give equal bytes.
     """
     arrays = dict(split.pairs) | {name: getattr(split, name) for name in ITEM_SETS}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomic(path, buffer.getbuffer())
+    write_arrays(path, arrays)
 
 
 def read_split(path: str | os.PathLike, interactions: Interactions) -> ColdSplit:

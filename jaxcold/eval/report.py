@@ -7,7 +7,6 @@ are not finite are written as null.
 """
 
 import contextlib
-import io
 import json
 import os
 import pathlib
@@ -29,7 +28,7 @@ import rich.text
 import scipy.stats
 
 from jaxcold.eval.metrics import Metrics
-from jaxcold.files import write_atomic
+from jaxcold.files import write_arrays, write_atomic
 
 # What competes in the slices of a split, by the last part of the slice's name.
 CANDIDATES = {
@@ -133,9 +132,7 @@ def paired(
 def write_users(path: str | os.PathLike, slices: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Writes the `seed_means` of several slices as one ``.npz``: "test/cold/ndcg@20", ..."""
     flat = {f"{where}/{name}": v for where, means in slices.items() for name, v in means.items()}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **flat)
-    write_atomic(path, buffer.getbuffer())
+    write_arrays(path, flat)
 
 
 def read_users(path: str | os.PathLike, where: str) -> dict[str, np.ndarray]:
