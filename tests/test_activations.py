@@ -210,6 +210,23 @@ def test_long_rows(alpha, n):
     np.testing.assert_allclose(p.sum(-1), 1, atol=1e-6)
 
 
+# Rows whose sum of p jumps past the tolerance between neighbouring float32 numbers, some of them in
+# both directions: a search that waits for its residual alone never ends on these.
+@pytest.mark.parametrize(("alpha", "tolerance"), [(2.0, 1e-5), (3.0, 1e-3)])
+@pytest.mark.parametrize("support", [276, 1000])
+def test_wide_supports_end(alpha, tolerance, support, x64):
+    rng = np.random.default_rng(0)
+    z = np.full((2048, 2048), -2.0, np.float32)
+    spread = 1 + 0.01 * rng.normal(size=(len(z), support))
+    z[:, :support] = -rng.uniform(0.01, 0.1, (len(z), 1)) * spread
+    z[:, 0] = 0
+    exact = compiled(alpha)(z[:64].astype(np.float64))
+    p = np.asarray(compiled(alpha)(z))
+    assert p.dtype == np.float32
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(p[:64], exact, atol=tolerance * np.max(exact))
+
+
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e5, 1e30])
 def test_magnitudes(alpha, scale):

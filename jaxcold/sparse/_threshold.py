@@ -13,7 +13,8 @@ The search is Newton's method on ``F ** e``, F being the sum of p. For alpha <= 
 passes it, and on one entry or on equal entries a single step is exact. For sparsemax it visits
 the same points as the finite algorithm of Michelot (1986). A bracket around the root and a
 bisection at every other step, after sixteen steps or for alpha > 2 from the start, bound the time
-for any input; the loop ends on its residual, never on a count.
+for any input: every step visits a number strictly inside the bracket and then shrinks it. The loop
+ends on its residual or on an empty bracket, never on a count.
 """
 
 import functools
@@ -228,16 +229,22 @@ def _search(
         low = jnp.where(active & (mass >= 1), cut, low)
         high = jnp.where(active & (mass < 1), cut, high)
         point = newton(cut, mass, weight)
-        usable = (point >= low) & (point <= high)
+        usable = ((point > low) & (point < high)) | (point == cut)
         if how.method == "bisect":
             usable = jnp.zeros_like(usable)
         else:
             usable &= (step < patience) | (step % 2 == 0)
-        moved = jnp.where(active, jnp.where(usable, point, (low + high) / 2), cut)
+        point = jnp.where(usable, point, (low + high) / 2)
+        # A wide support can leave the sum of p off by more than the tolerance on both of two
+        # neighbouring numbers: where nothing lies between low and high, the search is over.
+        active &= (point > low) & (point < high)
+        moved = jnp.where(active, point, cut)
         mass, weight = _sums(t, moved, e, how, cached)
-        active &= unfinished(mass) & (moved != cut)
+        active &= unfinished(mass)
         return step + 1, active, moved, low, high, mass, weight
 
+    # The bound may be the root itself, and only what lies inside the bracket is visited.
+    high += 4 * eps * (1 + jnp.abs(high))
     first = (0, unfinished(mass) & ~empty, start, low, high, mass, weight)
     last = jax.lax.while_loop(lambda state: jnp.any(state[1]), advance, first)
     cut, mass, weight = last[2], jnp.where(empty, 1, last[5]), last[6]
