@@ -1,16 +1,23 @@
-"""What a sequential data set is: histories in the order of time, and what came next.
+"""Sequential data: histories in the order of time, and what came next.
 
 Ids inside the library count from 0: warm items first, cold items after them. There is no padding
 item in the data; a model that needs one adds its own.
+
+The functions work on a frame of rows: one interaction each, with columns ``user``, ``item`` and
+``time``. Ids are integers or text; times are integers in any unit. Rows with equal times keep the
+order of the file, everywhere.
+
+The protocols are those of Let It Go? Not Quite (Pembek et al.), section 4.1.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from jaxcold.types import Csr
+from jaxcold.types import Csr, DataError
 
 
 class Questions(NamedTuple):
@@ -25,7 +32,9 @@ class Questions(NamedTuple):
 class SequenceDataset:
     """All that a sequential experiment reads.
 
-    An item is warm if it occurs in ``train``, cold if it does not.
+    An item is warm if a training user took it, cold otherwise. Under :func:`random_cold_split` it
+    is warm unless it was drawn cold, and ``facts["warm_items_untrained"]`` of the warm ones do not
+    occur in ``train``.
     """
 
     name: str
@@ -35,6 +44,424 @@ class SequenceDataset:
     val: Questions  # warm items only
     test: Questions  # cold items in histories and targets included
     content: np.ndarray | None  # f16|f32|f64 [num_items, F], row = item id; may be memory-mapped
-    user_ids: np.ndarray  # external ids
+    user_ids: np.ndarray  # external ids; row r < train.rows is the user of train row r
     item_ids: np.ndarray  # external ids, row = item id
     facts: Mapping[str, int]  # counts for the report
+
+
+def drop_repeats(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sorts by user and time, and keeps the first of consecutive rows with the same item.
+
+    Args:
+        rows: columns user, item, time; rows of equal user and time keep their order.
+
+    Returns:
+        The rows that are left, sorted.
+    """
+    rows = in_order(rows)
+    again = (rows["user"] == rows["user"].shift()) & (rows["item"] == rows["item"].shift())
+    return rows[~again]
+
+
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows sorted by user and time; ties keep their order."""
+    user = pd.factorize(rows["user"], sort=True)[0]
+    return rows.iloc[np.lexsort((rows["time"].to_numpy(), user))]
+
+
+def n_core(rows: pd.DataFrame, core: int) -> pd.DataFrame:
+    """The largest part of the rows in which every user and every item has ``core`` rows.
+
+    Users with fewer rows go, then items with fewer, until nothing changes. The result does not
+    depend on that order: rows that together satisfy the condition are never removed.
+    """
+    while True:
+        before = len(rows)
+        for column in ("user", "item"):
+            rows = rows[rows.groupby(column)[column].transform("size") >= core]
+        if len(rows) == before:
+            return rows
+
+
+def time_boundary(times: np.ndarray, quantile: float) -> int:
+    """The quantile by nearest rank: the sorted time at place floor((n - 1) quantile + 1/2)."""
+    place = int(np.floor((len(times) - 1) * quantile + 0.5))
+    return int(np.partition(times, place)[place])
+
+
+def sample_users(rows: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """All rows of ``count`` users drawn without replacement, or of all where there are fewer."""
+    users = np.unique(_ids(rows["user"]))
+    chosen = np.random.default_rng([seed, 0]).permutation(len(users))[:count]
+    return rows[rows["user"].isin(users[chosen])]
+
+
+def temporal_split(
+    name: str,
+    rows: pd.DataFrame,
+    *,
+    quantile: float = 0.9,
+    core: int = 3,
+    val_share: float = 0.1,
+    seed: int = 42,
+    val_users: Sequence | np.ndarray | None = None,
+    repeats: str = "drop",
+) -> SequenceDataset:
+    """Splits at one moment for all users; items without a training row before it are cold.
+
+    Rows after the boundary are for test; of the others, an n-core is left. Its users are divided:
+    the rows of most train, those of the rest validate. A test user asks with all rows, those of
+    the n-core before the boundary included; the last row is the answer. So the early rows of a
+    test user also train or validate.
+
+    Args:
+        name: of the data set, to begin messages with.
+        rows: columns user, item, time; time is a clock that all users share.
+        quantile: share of the rows up to the boundary (:func:`time_boundary`).
+        core: of the rows up to the boundary; 1 keeps all of them.
+        val_share: of the n-core's users validate.
+        seed: that draws them.
+        val_users: names them instead.
+        repeats: "drop" consecutive repeats first, as the paper says, or "keep" them, as its
+            published preparation of Beauty does.
+
+    Returns:
+        The data set without content. Of ``facts``, ``cold_seen_before`` counts cold items that
+        somebody took before the boundary, in rows that n-core removed or a validation user owns:
+        the paper's rule (cold items occur only in the test set) would not call them cold.
+
+    Raises:
+        DataError: if a part of the split would be empty, or an argument is out of range.
+    """
+    _check_share("quantile", quantile)
+    _check_share("val_share", val_share)
+    if not isinstance(core, int) or core < 1:
+        raise DataError(f"data.n_core={core!r}: must be an integer from 1")
+    everything = ordered_rows(name, rows, repeats)
+    boundary = time_boundary(everything["time"].to_numpy(), quantile)
+    late = (everything["time"] > boundary).to_numpy()
+    early, after = everything[~late], everything[late]
+    if not len(after):
+        raise DataError(
+            f"{name}: no interaction is later than the boundary {boundary}; lower data.quantile="
+            f"{quantile}, or give data whose times differ"
+        )
+    kept = n_core(early, core)
+    if not len(kept):
+        raise DataError(
+            f"{name}: the {core}-core of the {len(early)} interactions up to the boundary is "
+            "empty; lower data.n_core or give more data"
+        )
+    users = np.unique(_ids(kept["user"]))
+    if val_users is None:
+        val_users = _draw_val_users(name, users, val_share, seed)
+    else:
+        val_users = np.unique(np.asarray(val_users))
+        stranger = val_users[~np.isin(val_users, users)]
+        if len(stranger):
+            raise DataError(
+                f"{name}: validation user {stranger[0]} has no rows in the {core}-core up to the "
+                "boundary; name users who have"
+            )
+    validates = kept["user"].isin(val_users).to_numpy()
+    own = kept[kept["user"].isin(after["user"])]
+    dataset = assemble(name, kept[~validates], kept[validates], pd.concat([own, after]))
+    cold = dataset.item_ids[dataset.num_warm :]
+    facts = {
+        "interactions": len(rows),
+        "repeats_dropped": len(rows) - len(everything),
+        "boundary": boundary,
+        "rows_below_core": len(early) - len(kept),
+        "users_below_core": early["user"].nunique() - len(users),
+        "items_below_core": early["item"].nunique() - kept["item"].nunique(),
+        "cold_seen_before": int(np.isin(cold, _ids(early["item"])).sum()),
+        "cold_seen_in_validation": int(np.isin(cold, _ids(kept["item"])).sum()),
+    }
+    return with_facts(dataset, facts)
+
+
+def random_cold_split(
+    name: str,
+    rows: pd.DataFrame,
+    *,
+    cold_share: float = 0.15,
+    val_share: float = 0.1,
+    seed: int = 42,
+    max_users: int | None = None,
+    repeats: str = "drop",
+    chosen: Mapping[str, np.ndarray] | None = None,
+) -> SequenceDataset:
+    """Draws cold items and held-out users; for logs that have an order but no shared clock.
+
+    Training users lose their cold items, and so do validation users; test users keep everything,
+    and their last row is the answer. All other items of the log are warm.
+
+    Args:
+        name: of the data set, to begin messages with.
+        rows: columns user, item, time; only the order inside a user counts.
+        cold_share: of the items of the log are cold.
+        val_share: of the users validate, and as many are for test.
+        seed: of the draws.
+        max_users: so many are drawn before; None takes all.
+        repeats: "drop" consecutive repeats first, or "keep" them.
+        chosen: arrays ``cold_items``, ``train_users``, ``val_users`` and ``test_users`` of
+            external ids, instead of the draws.
+
+    Raises:
+        DataError: if a part of the split would be empty, or an argument is out of range.
+    """
+    everything = ordered_rows(name, rows, repeats)
+    items, users = np.unique(_ids(everything["item"])), np.unique(_ids(everything["user"]))
+    if chosen is None:
+        _check_share("cold_share", cold_share)
+        _check_share("val_share", val_share)
+        generator = np.random.default_rng([seed, 1])
+        cold = generator.permutation(items)[: round(cold_share * len(items))]
+        drawn = generator.permutation(users)[:max_users]
+        held_out = round(val_share * len(drawn))
+        if not len(cold) or not held_out or 2 * held_out >= len(drawn):
+            raise DataError(
+                f"{name}: {len(items)} items and {len(drawn)} users leave a part of the split "
+                f"empty at data.cold_share={cold_share}, data.val_share={val_share}; change the "
+                "shares or give more data"
+            )
+        val, test, train = np.split(drawn, [held_out, 2 * held_out])
+    else:
+        cold, train, val, test = (chosen[part] for part in COLD_SPLIT_ARRAYS)
+    is_cold = everything["item"].isin(cold)
+
+    def of(members: np.ndarray, warm_only: bool) -> pd.DataFrame:
+        mine = everything["user"].isin(members)
+        return everything[mine & ~is_cold if warm_only else mine]
+
+    dataset = assemble(
+        name,
+        of(train, True),
+        of(val, True),
+        of(test, False),
+        warm=np.setdiff1d(items, cold),
+        cold=np.sort(cold),
+    )
+    facts = {
+        "interactions": len(rows),
+        "repeats_dropped": len(rows) - len(everything),
+        "cold_rows_of_training_users": len(of(train, False)) - len(of(train, True)),
+    }
+    return with_facts(dataset, facts)
+
+
+COLD_SPLIT_ARRAYS = ("cold_items", "train_users", "val_users", "test_users")
+
+
+def given_test_split(
+    name: str,
+    rows: pd.DataFrame,
+    test: pd.DataFrame,
+    *,
+    val_share: float = 0.1,
+    seed: int = 42,
+    repeats: str = "drop",
+) -> SequenceDataset:
+    """For data published with its test sessions: divides the other users, and nothing else.
+
+    Args:
+        name: of the data set, to begin messages with.
+        rows: columns user, item, time: training and validation users.
+        test: the same of the test users, whose last row is the answer.
+        val_share: of the users of ``rows`` validate; the paper's text says 0.1, its published
+            preparation of Amazon-M2 takes 0.2.
+        seed: that draws them.
+        repeats: "drop" consecutive repeats, as the paper says; "drop_in_train" leaves those of
+            the test sessions, as the published preparation does; "keep" leaves all.
+
+    Raises:
+        DataError: if a part of the split would be empty, or an argument is out of range.
+    """
+    _check_share("val_share", val_share)
+    if repeats not in ("drop", "drop_in_train", "keep"):
+        raise DataError(f"data.repeats={repeats!r}: must be 'drop', 'drop_in_train' or 'keep'")
+    everything = ordered_rows(name, rows, "keep" if repeats == "keep" else "drop")
+    asked = in_order(test)
+    last = (asked["user"] != asked["user"].shift(-1)).to_numpy()
+    # An answer that repeats the last item of its history stays an answer.
+    history = drop_repeats(asked[~last]) if repeats == "drop" else asked[~last]
+    users = np.unique(_ids(everything["user"]))
+    val_users = _draw_val_users(name, users, val_share, seed)
+    validates = everything["user"].isin(val_users).to_numpy()
+    dataset = assemble(
+        name, everything[~validates], everything[validates], pd.concat([history, asked[last]])
+    )
+    cold = dataset.item_ids[dataset.num_warm :]
+    facts = {
+        "interactions": len(rows) + len(test),
+        "repeats_dropped": len(rows) - len(everything) + int((~last).sum()) - len(history),
+        "cold_seen_in_validation": int(np.isin(cold, _ids(everything["item"])).sum()),
+    }
+    return with_facts(dataset, facts)
+
+
+def ordered_rows(name: str, rows: pd.DataFrame, repeats: str) -> pd.DataFrame:
+    """The rows sorted by user and time, consecutive repeats dropped unless they are kept.
+
+    Raises:
+        DataError: if there are no rows, or ``repeats`` is neither "drop" nor "keep".
+    """
+    if repeats not in ("drop", "keep"):
+        raise DataError(f"data.repeats={repeats!r}: must be 'drop' or 'keep'")
+    if not len(rows):
+        raise DataError(f"{name}: no interactions are left; give more data or loosen the filters")
+    return drop_repeats(rows) if repeats == "drop" else in_order(rows)
+
+
+def assemble(
+    name: str,
+    train: pd.DataFrame,
+    val: pd.DataFrame,
+    test: pd.DataFrame,
+    warm: np.ndarray | None = None,
+    cold: np.ndarray | None = None,
+) -> SequenceDataset:
+    """Numbers users and items and groups the rows of a split.
+
+    Args:
+        name: of the data set.
+        train: rows of training users; those with fewer than two are dropped after the items are
+            numbered, since one item is no question.
+        val: rows of validation users; items that are not warm are dropped, then users with fewer
+            than two rows. The last row is the answer.
+        test: rows of test users; the last row is the answer, and it may be the only one.
+        warm: external ids of the warm items, ascending; None takes the items of ``train``.
+        cold: of the cold items; None takes those of ``test`` that are not warm.
+
+    Raises:
+        DataError: if nothing is left to train, validate or test with.
+    """
+    warm = np.unique(_ids(train["item"])) if warm is None else warm
+    if cold is None:
+        cold = np.setdiff1d(_ids(test["item"]), warm)
+    item_ids = np.concatenate([warm, cold])
+    known = pd.Index(item_ids)
+    train, val, test = in_order(train), in_order(val), in_order(test)
+    allowed = val[val["item"].isin(warm)]
+    trains = train[train.groupby("user")["user"].transform("size") >= 2]
+    validates = allowed[allowed.groupby("user")["user"].transform("size") >= 2]
+    for part, left, remedy in (
+        ("training sequence of two items", trains, "give more data"),
+        ("validation question", validates, "raise data.val_share or give more data"),
+        ("test question", test, "give more data"),
+    ):
+        if not len(left):
+            raise DataError(f"{name}: no {part} is left; {remedy}")
+
+    train_users = np.unique(_ids(trains["user"]))
+    asked = np.unique(np.concatenate([_ids(validates["user"]), _ids(test["user"])]))
+    user_ids = np.concatenate([train_users, np.setdiff1d(asked, train_users)])
+    seen = pd.Index(user_ids)
+
+    def questions(rows: pd.DataFrame) -> Questions:
+        last = (rows["user"] != rows["user"].shift(-1)).to_numpy()
+        item = known.get_indexer(rows["item"])
+        question: np.ndarray = np.cumsum(last) - last
+        return Questions(
+            user=seen.get_indexer(rows["user"][last]).astype(np.int32),
+            history=Csr.from_pairs(question[~last], item[~last], int(last.sum())),
+            target=item[last].astype(np.int32),
+        )
+
+    sequences = Csr.from_pairs(
+        seen.get_indexer(trains["user"]), known.get_indexer(trains["item"]), len(train_users)
+    )
+    questions_val, questions_test = questions(validates), questions(test)
+    facts = {
+        "training_users_with_one_item": train["user"].nunique() - len(train_users),
+        "validation_rows_of_cold_items": len(val) - len(allowed),
+        "validation_users_without_question": val["user"].nunique() - len(questions_val.user),
+        "warm_items_untrained": len(warm) - len(np.unique(sequences.indices)),
+        "test_questions_without_history": int((questions_test.history.counts == 0).sum()),
+        "test_targets_cold": int((questions_test.target >= len(warm)).sum()),
+        "test_targets_seen_before": seen_targets(questions_test),
+    }
+    return SequenceDataset(
+        name=name,
+        num_warm=len(warm),
+        num_items=len(item_ids),
+        train=sequences,
+        val=questions_val,
+        test=questions_test,
+        content=None,
+        user_ids=user_ids,
+        item_ids=item_ids,
+        facts=facts,
+    )
+
+
+def seen_targets(questions: Questions) -> int:
+    """Questions whose answer stands in their history: certain misses if seen items are barred."""
+    row = np.repeat(np.arange(questions.history.rows), questions.history.counts)
+    return len(np.unique(row[questions.history.indices == questions.target[row]]))
+
+
+def windows(train: Csr, max_length: int, which: str) -> Csr:
+    """Cuts sequences into training windows of at most ``max_length`` next-item targets.
+
+    A window of k items asks k - 1 questions: each item but the last is an input, each but the
+    first a target.
+
+    Args:
+        train: a row per user, in the order of time.
+        max_length: inputs of a window, hence items less one.
+        which: "last" is the last window of each user, the published code's rule; "all" goes on to
+            the front, each window ending with the first item of the next, so that every item but
+            a user's first is a target exactly once.
+
+    Returns:
+        The windows, by user and then by time; rows with fewer than two items have none.
+
+    Raises:
+        DataError: if an argument is out of range.
+    """
+    if which not in ("last", "all"):
+        raise DataError(f"windows={which!r}: must be 'last' or 'all'")
+    if max_length < 1:
+        raise DataError(f"max_length={max_length}: must be at least 1")
+    targets = np.maximum(train.counts - 1, 0)
+    number = -(-targets // max_length)
+    if which == "last":
+        number = np.minimum(number, 1)
+    row = np.repeat(np.arange(train.rows), number)
+    # Counted from the end of the row: 0 is the last window.
+    back = np.repeat(np.cumsum(number), number) - 1 - np.arange(len(row))
+    end = targets[row] - back * max_length
+    start = np.maximum(end - max_length, 0)
+    counts = end - start + 1
+    indptr = np.zeros(len(row) + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
+    at = np.arange(indptr[-1]) + np.repeat(train.indptr[row] + start - indptr[:-1], counts)
+    return Csr(indptr, train.indices[at])
+
+
+def with_facts(dataset: SequenceDataset, facts: Mapping[str, int]) -> SequenceDataset:
+    """The data set with more facts, which come first."""
+    return replace(dataset, facts={**facts, **dataset.facts})
+
+
+def _draw_val_users(name: str, users: np.ndarray, val_share: float, seed: int) -> np.ndarray:
+    # Rounded first: 0.7 * 10 must not become 6 training users by an error of the last digit.
+    training = int(np.floor(round((1 - val_share) * len(users), 9)))
+    if not 0 < training < len(users):
+        raise DataError(
+            f"{name}: {len(users)} users before the test leave none to train or none to validate "
+            f"at data.val_share={val_share}; change it or give more data"
+        )
+    return np.sort(np.random.default_rng([seed, 2]).permutation(users)[training:])
+
+
+def _check_share(field: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise DataError(f"data.{field}={value!r}: must lie between 0 and 1")
+
+
+def _ids(column: pd.Series) -> np.ndarray:
+    """Ids as integers or fixed-width text, which files hold without pickles."""
+    ids = column.to_numpy()
+    return ids if ids.dtype.kind in "iuU" else ids.astype(str)

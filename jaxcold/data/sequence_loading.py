@@ -1,0 +1,205 @@
+"""From a name and a folder to a :class:`~jaxcold.data.sequences.SequenceDataset`."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from jaxcold.data import readers, sequence_splits, sequences
+from jaxcold.data.loading import default_root
+from jaxcold.data.sequences import SequenceDataset
+from jaxcold.data.sources import letitgo
+from jaxcold.types import DataError
+
+LAYOUTS = ("inter", "letitgo", "beauty", "zvuk", "amazon_m2")
+PROTOCOLS = ("temporal", "random_cold")
+ZVUK_USERS = 10_000  # that the paper samples
+
+
+def load_sequences(
+    name: str,
+    root: str | os.PathLike | None = None,
+    *,
+    layout: str | None = None,
+    protocol: str = "temporal",
+    split_file: str | os.PathLike | None = None,
+    split_seed: int = 42,
+    quantile: float = 0.9,
+    n_core: int = 3,
+    val_share: float = 0.1,
+    cold_share: float = 0.15,
+    mode: str | None = None,
+    min_rating: float | None = None,
+    repeats: str = "drop",
+    max_users: int | None = None,
+    published: str = "",
+) -> SequenceDataset:
+    """Loads, checks and splits a sequential data set.
+
+    Args:
+        name: of the data set.
+        root: its folder; None means :func:`~jaxcold.data.loading.default_root`.
+        layout: "inter" (``NAME.inter`` and ``*_feat.npy``), "letitgo" (the tables that the
+            paper's authors prepared, their split included), or the raw files of "beauty", "zvuk"
+            or "amazon_m2"; None looks which of them is there.
+        protocol: "temporal" (:func:`~jaxcold.data.sequences.temporal_split`) or "random_cold"
+            (:func:`~jaxcold.data.sequences.random_cold_split`). Amazon-M2 brings its own test
+            sessions, and the prepared tables a whole split.
+        split_file: an ``.npz``, written by
+            :func:`~jaxcold.data.sequence_splits.write_sequence_split`, then all of the split comes
+            from there; or with ``cold_items``, ``train_users``, ``val_users`` and ``test_users``,
+            for the protocol "random_cold".
+        split_seed: of all draws.
+        quantile: share of the rows up to the boundary of the temporal protocol.
+        n_core: of those rows.
+        val_share: of the users validate, and as many are for test under "random_cold".
+        cold_share: of the items that "random_cold" draws.
+        mode: which of the files ``MODE_feat.npy`` is the content; None takes the only one,
+            "none" does without. Beside raw files, ``item_ids.txt`` names the item of each row.
+        min_rating: keep the rows rated above it; None means 3 for "beauty", all elsewhere.
+        repeats: "drop" or "keep" an item that follows itself; "drop_in_train" for Amazon-M2 alone.
+        max_users: so many users are drawn and the others left out; None means 10,000 for "zvuk",
+            all elsewhere.
+        published: where the files can be had, for the message when they are missing.
+
+    Raises:
+        DataError: one line: the place, what is wrong, and the remedy.
+    """
+    if layout not in (None, *LAYOUTS):
+        raise DataError(f"data.layout={layout!r}: must be one of {', '.join(LAYOUTS)}")
+    if protocol not in PROTOCOLS:
+        raise DataError(f"data.protocol={protocol!r}: must be one of {', '.join(PROTOCOLS)}")
+    if max_users is not None and max_users < 1:
+        raise DataError(f"data.max_users={max_users}: must be at least 1, or None for all")
+    folder = default_root(name) if root is None else Path(root).expanduser()
+    layout = layout or _find_layout(folder)
+    if layout == "letitgo":
+        if split_file is not None:
+            raise DataError(
+                f"{split_file}: the prepared tables of {folder} bring their own split; unset "
+                "data.split_file"
+            )
+        if mode not in (None, "none"):
+            raise DataError(
+                f"data.mode={mode!r}: the prepared tables have one content; use None or 'none'"
+            )
+        return letitgo.read_prepared(name, folder, mode is None, published)
+
+    test: pd.DataFrame | None = None
+    if layout == "inter":
+        readers.require(folder, [f"{name}.inter"], published)
+        path = folder / f"{name}.inter"
+        rows = letitgo.read_inter(path, min_rating)
+        if protocol == "temporal" and split_file is None:
+            _refuse_positions(path, rows)
+    elif layout == "beauty":
+        rows = letitgo.read_beauty(folder, min_rating, published)
+    elif layout == "zvuk":
+        rows = letitgo.read_zvuk(folder, published)
+        max_users = max_users or ZVUK_USERS
+    else:
+        rows, test = letitgo.read_amazon_m2(folder, published=published)
+
+    if split_file is not None:
+        arrays = sequence_splits.read_arrays(split_file)
+        if "cold_items" not in arrays:
+            pool = rows if test is None else pd.concat([rows, test])
+            dataset = sequence_splits.checked_dataset(split_file, name, arrays, pool)
+            return _with_content(dataset, folder, layout, mode, published)
+        if protocol != "random_cold" or test is not None:
+            raise DataError(
+                f"{split_file}: draws cold items; set data.protocol='random_cold', and for "
+                "Amazon-M2 unset data.split_file"
+            )
+        chosen = sequence_splits.checked_cold_split(split_file, arrays, rows)
+        dataset = sequences.random_cold_split(name, rows, repeats=repeats, chosen=chosen)
+    elif test is not None:
+        if max_users is not None:
+            rows = sequences.sample_users(rows, max_users, split_seed)
+        dataset = sequences.given_test_split(
+            name, rows, test, val_share=val_share, seed=split_seed, repeats=repeats
+        )
+    elif protocol == "random_cold":
+        dataset = sequences.random_cold_split(
+            name,
+            rows,
+            cold_share=cold_share,
+            val_share=val_share,
+            seed=split_seed,
+            max_users=max_users,
+            repeats=repeats,
+        )
+    else:
+        if max_users is not None:
+            rows = sequences.sample_users(rows, max_users, split_seed)
+        dataset = sequences.temporal_split(
+            name,
+            rows,
+            quantile=quantile,
+            core=n_core,
+            val_share=val_share,
+            seed=split_seed,
+            repeats=repeats,
+        )
+    return _with_content(dataset, folder, layout, mode, published)
+
+
+def _find_layout(folder: Path) -> str:
+    if (folder / "processed").is_dir():
+        return "letitgo"
+    if (folder / "zvuk-interactions.parquet").is_file():
+        return "zvuk"
+    if (folder / "sessions_train.csv").is_file():
+        return "amazon_m2"
+    if any(folder.glob("reviews_*.parquet")) or any(folder.glob("ratings_*.csv")):
+        return "beauty"
+    return "inter"
+
+
+def _refuse_positions(path: Path, rows: pd.DataFrame) -> None:
+    """Stops if the times of every user count 0, 1, 2 ...: a boundary in them means nothing."""
+    ordered = sequences.in_order(rows)
+    start = ordered["time"] - ordered.groupby("user").cumcount()
+    if rows["user"].nunique() > 1 and start.nunique() == 1:
+        raise DataError(
+            f"{path}: timestamp counts the steps of each user and is no clock for a boundary in "
+            "time; set data.protocol='random_cold', or write the time"
+        )
+
+
+def _with_content(
+    dataset: SequenceDataset, folder: Path, layout: str, mode: str | None, published: str
+) -> SequenceDataset:
+    """The data set with row i of its content for item i."""
+    if mode == "none":
+        return dataset
+    if not any(folder.glob("*_feat.npy")):
+        source = f"; published at {published}" if published else ""
+        beside = "" if layout == "inter" else f" and the items of its rows in {letitgo.ITEM_LIST}"
+        raise DataError(
+            f"{folder}: no content{source}; put a [items, features] array into MODE_feat.npy"
+            f"{beside}, or set data.mode='none' to do without"
+        )
+    files = readers.find_features(folder, "*_feat.npy", None, published)
+    if mode is None and len(files) > 1:
+        raise DataError(f"{folder}: content modes {', '.join(files)}; choose one by data.mode")
+    if mode is not None and mode not in files:
+        raise DataError(
+            f"data.mode={mode!r}: {folder} has no {mode}_feat.npy; choose from {', '.join(files)}"
+        )
+    mode = mode or next(iter(files))
+    least = int(dataset.item_ids.max()) + 1 if layout == "inter" else 0
+    features = readers.read_features({mode: files[mode]}, least, allow_unused=True)
+    table = features.tables[mode]
+    if layout == "inter":
+        return replace(dataset, content=table[dataset.item_ids])
+    listed = pd.Index(letitgo.read_item_list(folder, len(table)))
+    row = listed.get_indexer(pd.Index(dataset.item_ids.astype(str)))
+    if (row < 0).any():
+        raise DataError(
+            f"{folder / letitgo.ITEM_LIST}: item {dataset.item_ids[np.argmin(row)]} is missing "
+            f"(and {np.count_nonzero(row < 0) - 1} others); add it with its row of features"
+        )
+    return replace(dataset, content=table[row])

@@ -1,0 +1,484 @@
+"""The layouts in which sequential logs are published, those of Let It Go? Not Quite among them.
+
+Readers return rows: a frame with columns ``user``, ``item`` and ``time``, in the order of the
+file, one row per interaction. A user may take an item again, so no pair is a duplicate here. The
+tables that the paper's authors prepared are read by :func:`read_prepared`, content included.
+
+File names and columns were taken from the authors' repository ArtemF42/let-it-go (commit
+8f157253) and from the pages of the raw data sets.
+"""
+
+import csv
+import importlib
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from jaxcold.data import readers, sequences
+from jaxcold.data.sequences import SequenceDataset
+from jaxcold.types import DataError
+
+MIN_PLAY_SECONDS = 60  # a shorter play of a track is no interaction (Zvuk)
+BEAUTY_MIN_RATING = 3  # a rating up to it is no interaction (Beauty)
+ITEM_LIST = "item_ids.txt"
+
+_PREPARED = {
+    "parquet": (
+        "train_interactions.parquet",
+        "val_interactions.parquet",
+        "test_interactions.parquet",
+        "ground_truth.parquet",
+    ),
+    # The authors' preparation of Amazon-M2 writes other names than that of Beauty and Zvuk.
+    "csv": ("train_data.csv", "val_data.csv", "test_inputs.csv", "test_target.csv"),
+}
+_M2_TRAIN = "sessions_train.csv"
+_M2_TEST = "sessions_test_task2_phase1.csv"
+_M2_TRUTH = "ground_truth/phase1/gt_task2.csv"
+_SESSION = re.compile(r"\[\s*'[^']+'(?:[\s,]+'[^']+')*\s*\]")
+_SESSION_ITEM = re.compile(r"'([^']+)'")
+
+
+def read_inter(path: Path, min_rating: float | None = None) -> pd.DataFrame:
+    """Reads an ``.inter`` file: tab separated, header ``userID itemID rating timestamp``.
+
+    Args:
+        path: the file.
+        min_rating: keep the rows rated above it; None keeps all and needs no ratings.
+
+    Raises:
+        DataError: if it is malformed, or its timestamps say nothing about the order.
+    """
+    table = readers._read_integers(path, "\t", ("userID", "itemID", "timestamp"))
+    user, item, time = (table[field] for field in ("userID", "itemID", "timestamp"))
+    readers._check_ids(path, "userID", user)
+    readers._check_ids(path, "itemID", item)
+    if len(time) > 1 and (time == time[0]).all():
+        raise DataError(
+            f"{path}: timestamp is {time[0]} in every row and gives no order; write the time, or "
+            "the position in the user's sequence"
+        )
+    rows = pd.DataFrame({"user": user, "item": item, "time": time})
+    if min_rating is None:
+        return rows
+    header = readers._read_header(path, "\t", ("userID", "itemID", "rating", "timestamp"))
+    text = _read_text(path, "\t", header, skip=1)["rating"]
+    return rows[_numbers(path, "rating", text, skip=1) > min_rating]
+
+
+def read_beauty(folder: Path, min_rating: float | None = None, published: str = "") -> pd.DataFrame:
+    """Reads Amazon reviews of one category: ``reviews_*.parquet`` or ``ratings_*.csv``.
+
+    The paper starts from the 5-core reviews (198,502 rows of Beauty), columns ``reviewerID``,
+    ``asin``, ``overall`` and ``unixReviewTime``. The csv of all ratings has no such core; its
+    columns are user, item, rating and timestamp, with or without a header.
+
+    Args:
+        folder: holds one such file.
+        min_rating: keep the rows rated above it; None means 3, as the paper.
+        published: where the file can be had, for the message.
+
+    Raises:
+        DataError: if there is no such file, more than one, or it is malformed.
+    """
+    found = sorted(folder.glob("reviews_*.parquet")) or sorted(folder.glob("ratings_*.csv"))
+    if not found:
+        readers.require(folder, ["reviews_Beauty_5.parquet or ratings_Beauty.csv"], published)
+    if len(found) > 1:
+        raise DataError(
+            f"{folder}: {found[0].name} and {found[1].name}; leave one of them in the folder"
+        )
+    path = found[0]
+    if path.suffix == ".parquet":
+        columns = ("reviewerID", "asin", "overall", "unixReviewTime")
+        table = _read_parquet(path, columns).set_axis(["user", "item", "rating", "time"], axis=1)
+    else:
+        table = _read_text(path, ",", ["user", "item", "rating", "time"])
+        skip = int(not _is_number(table["rating"].iloc[0]))
+        table = table.iloc[skip:].reset_index(drop=True)
+        for column in ("user", "item"):
+            blank = np.flatnonzero(table[column] == "")
+            if len(blank):
+                raise DataError(
+                    f"{path}: line {blank[0] + skip + 1}: the {column} is blank; write its id"
+                )
+        table["rating"] = _numbers(path, "rating", table["rating"], skip)
+        table["time"] = _integers(path, "timestamp", table["time"], skip)
+    least = BEAUTY_MIN_RATING if min_rating is None else min_rating
+    return table.loc[table["rating"] > least, ["user", "item", "time"]]
+
+
+def read_zvuk(folder: Path, published: str = "") -> pd.DataFrame:
+    """Reads ``zvuk-interactions.parquet``: plays of more than 60 seconds.
+
+    Columns ``user_id``, ``track_id``, ``datetime`` and ``play_duration`` in seconds; ``time`` is
+    the datetime in its own unit. The file's 245 million rows leave 128 million, about 3 GB.
+
+    Raises:
+        DataError: if the file is absent or malformed.
+    """
+    readers.require(folder, ["zvuk-interactions.parquet"], published)
+    path = folder / "zvuk-interactions.parquet"
+    table = _read_parquet(
+        path,
+        ("user_id", "track_id", "datetime", "play_duration"),
+        filters=[("play_duration", ">", float(MIN_PLAY_SECONDS))],
+    )
+    if table["datetime"].dtype.kind not in "Mi":
+        raise DataError(
+            f"{path}: datetime holds {table['datetime'].dtype}; write datetimes or integers"
+        )
+    return pd.DataFrame(
+        {
+            "user": table["user_id"],
+            "item": table["track_id"],
+            "time": table["datetime"].astype("int64"),
+        }
+    )
+
+
+def read_amazon_m2(
+    folder: Path, locale: str = "FR", published: str = ""
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Reads the sessions of one locale of Amazon-M2 (KDD Cup 2023, task 2, phase 1).
+
+    ``sessions_train.csv`` (``prev_items``, ``next_item``, ``locale``),
+    ``sessions_test_task2_phase1.csv`` and ``ground_truth/phase1/gt_task2.csv``, whose rows belong
+    together. A session is a user of its own; ``time`` is the position in it.
+
+    Returns:
+        Rows of the training sessions, and of the test sessions with the answer as last row. Users
+        are called "train:ROW" and "test:ROW" by the row of the file, counted from 0.
+
+    Raises:
+        DataError: if a file is absent or malformed, or the locale has no session.
+    """
+    readers.require(folder, [_M2_TRAIN, _M2_TEST, _M2_TRUTH], published)
+    train = _read_sessions(folder / _M2_TRAIN, ("prev_items", "next_item", "locale"), locale)
+    test = _read_sessions(folder / _M2_TEST, ("prev_items", "locale"), locale)
+    truth = _read_sessions(folder / _M2_TRUTH, ("next_item", "locale"), locale)
+    if not test.index.equals(truth.index):
+        raise DataError(
+            f"{folder / _M2_TRUTH}: its {len(truth)} rows of locale {locale} are not those of "
+            f"{_M2_TEST} ({len(test)}); take both files from the same phase"
+        )
+    test = test.assign(next_item=truth["next_item"])
+    return (
+        _session_rows(folder / _M2_TRAIN, train, "train"),
+        _session_rows(folder / _M2_TEST, test, "test"),
+    )
+
+
+def read_prepared(
+    name: str, folder: Path, with_content: bool = True, published: str = ""
+) -> SequenceDataset:
+    """Reads the tables that the paper's authors prepared: ``processed/`` and ``item_embeddings/``.
+
+    Four tables, parquet (Beauty, Zvuk) or csv (Amazon-M2), with columns ``user_id``, ``item_id``
+    and ``timestamp``; the last one holds one answer per test user, with ``is_cold`` instead of a
+    time where it has none. Items are numbered from 1, warm before cold, and so are the rows of
+    ``embeddings_warm.npy`` and ``embeddings_cold.npy``. The pickles beside them are not read:
+    hence the ids in ``item_ids`` are the published numbers, not those of the raw data.
+
+    Args:
+        name: of the data set.
+        folder: that holds both folders.
+        with_content: whether to read the embeddings.
+        published: where the files can be had, for the message.
+
+    Raises:
+        DataError: if a file is absent, malformed, or contradicts another.
+    """
+    tables = folder / "processed"
+    kind = "csv" if (tables / _PREPARED["csv"][0]).is_file() else "parquet"
+    readers.require(tables, _PREPARED[kind], published)
+    paths = [tables / file for file in _PREPARED[kind]]
+    train, val, test = (
+        _read_prepared_table(path, ("user_id", "item_id", "timestamp")) for path in paths[:3]
+    )
+    truth = _read_prepared_table(paths[3], ("user_id", "item_id", "is_cold"))
+    if not len(val):
+        raise DataError(
+            f"{paths[1]}: has no rows, a known defect of the published preparation of Amazon-M2; "
+            "read the raw sessions with data.layout='amazon_m2'"
+        )
+    num_warm = _count_ids(paths[0], train["item"], 1)
+    _refuse(paths[1], "item_id", val["item"], val["item"] > num_warm, "no training row has it")
+    asked = pd.concat([test["item"], truth["item"]])
+    num_cold = _count_ids(tables, asked[asked > num_warm], num_warm + 1)
+    wrong = truth["is_cold"].astype(bool) != (truth["item"] > num_warm)
+    _refuse(paths[3], "item_id", truth["item"], wrong, "is_cold contradicts the training rows")
+    twice = truth["user"].duplicated()
+    _refuse(paths[3], "user_id", truth["user"], twice, "the user has an answer already")
+    unasked = ~test["user"].isin(truth["user"])
+    _refuse(paths[2], "user_id", test["user"], unasked, f"{paths[3].name} has no answer for it")
+    truth["time"] = np.iinfo(np.int64).max
+    everything = pd.concat([test, truth[["user", "item", "time"]]])
+    if kind == "csv":
+        # Rows of two files of sessions: equal numbers are different users.
+        everything["user"] = "test:" + everything["user"].astype(str)
+        for rows in (train, val):
+            rows["user"] = "train:" + rows["user"].astype(str)
+    dataset = sequences.assemble(
+        name,
+        train,
+        val,
+        everything,
+        warm=np.arange(1, num_warm + 1),
+        cold=np.arange(num_warm + 1, num_warm + num_cold + 1),
+    )
+    facts = {"interactions": sum(map(len, (train, val, test, truth))), **dataset.facts}
+    content = None
+    if with_content:
+        content = _read_embeddings(folder / "item_embeddings", num_warm, num_cold, published)
+    return replace(dataset, facts=facts, content=content)
+
+
+def read_item_list(folder: Path, rows: int) -> np.ndarray:
+    """Reads ``item_ids.txt``: line i is the external id of row i of the feature files.
+
+    Args:
+        folder: that holds it, beside the features.
+        rows: of the features.
+
+    Returns:
+        Text [rows], all different.
+
+    Raises:
+        DataError: if it is absent, or not one id per row.
+    """
+    path = folder / ITEM_LIST
+    try:
+        ids = path.read_text("utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; write the item id of each row of *_feat.npy, one a line, or "
+            "set data.mode='none' to do without content"
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text; save the ids as plain text") from None
+    if len(ids) != rows:
+        raise DataError(f"{path}: {len(ids)} ids for {rows} rows of features; write one id per row")
+    again = np.flatnonzero(pd.Series(ids).duplicated())
+    if len(again):
+        raise DataError(
+            f"{path}: line {again[0] + 1}: id {ids[again[0]]!r} stands there twice; keep one row "
+            "of features per item"
+        )
+    return np.array(ids)
+
+
+def _read_embeddings(folder: Path, num_warm: int, num_cold: int, published: str) -> np.ndarray:
+    """The rows of the warm items, then those of the cold ones."""
+    readers.require(folder, ["embeddings_warm.npy", "embeddings_cold.npy"], published)
+    parts = [
+        readers.read_features({part: folder / f"embeddings_{part}.npy"}, count).tables[part]
+        for part, count in (("warm", num_warm), ("cold", num_cold))
+    ]
+    if parts[0].shape[1] != parts[1].shape[1]:
+        raise DataError(
+            f"{folder}: embeddings_warm.npy has {parts[0].shape[1]} columns and "
+            f"embeddings_cold.npy {parts[1].shape[1]}; take both from the same encoder"
+        )
+    return np.concatenate(parts)
+
+
+def _read_prepared_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns user, item and time or is_cold, of integers or flags."""
+    if path.suffix == ".parquet":
+        table = _read_parquet(path, columns)
+    else:
+        table = pd.concat(_read_csv(path, columns))
+        for column in columns:
+            if column == "is_cold":
+                flags = table[column].str.lower()
+                bad = ~flags.isin(["true", "false"])
+                _refuse(path, column, table[column], bad, "it is neither True nor False")
+                table[column] = flags == "true"
+            else:
+                table[column] = _integers(path, column, table[column], skip=1)
+    for column in ("item_id", columns[2]):
+        if table[column].dtype.kind not in ("b" if column == "is_cold" else "iu"):
+            raise DataError(
+                f"{path}: {column} holds {table[column].dtype}; write "
+                + ("true or false" if column == "is_cold" else "integers")
+            )
+    _refuse(path, "item_id", table["item_id"], table["item_id"] < 1, "items count from 1")
+    short = {"user_id": "user", "item_id": "item", "timestamp": "time"}
+    return table.rename(columns=short).reset_index(drop=True)
+
+
+def _refuse(path: Path, field: str, values: pd.Series, bad: pd.Series, reason: str) -> None:
+    if bad.any():
+        row = int(np.argmax(bad.to_numpy()))
+        raise DataError(
+            f"{path}: row {row} (counted from 0): {field} {values.iloc[row]}: {reason}; take all "
+            "four tables from the same preparation"
+        )
+
+
+def _count_ids(path: Path, items: pd.Series, first: int) -> int:
+    """How many ids there are, once they are shown to go on from the first without a gap."""
+    used = np.unique(items)
+    gaps = np.flatnonzero(used != np.arange(first, first + len(used)))
+    if len(gaps):
+        raise DataError(
+            f"{path}: no row has item_id {first + gaps[0]} though ids go up to {used[-1]}; take "
+            "all four tables from the same preparation"
+        )
+    return len(used)
+
+
+def _read_sessions(path: Path, columns: Sequence[str], locale: str) -> pd.DataFrame:
+    """Rows of one locale, indexed by the row of the file; in pieces, the file is large."""
+    parts, locales = [], set()
+    for part in _read_csv(path, columns):
+        parts.append(part[part["locale"] == locale])
+        locales |= set(part["locale"].unique())
+    table = pd.concat(parts)
+    if not len(table):
+        raise DataError(
+            f"{path}: no session of locale {locale}, only {', '.join(sorted(locales)) or 'none'}; "
+            "put the file with all locales there"
+        )
+    return table
+
+
+def _session_rows(path: Path, sessions: pd.DataFrame, part: str) -> pd.DataFrame:
+    items = []
+    for row, text in sessions["prev_items"].items():
+        if not _SESSION.fullmatch(text):
+            raise DataError(
+                f"{path}: session {row} (counted from 0): prev_items {text[:40]!r} is no list "
+                "like ['A' 'B']; write every id, quoted"
+            )
+        items.append(_SESSION_ITEM.findall(text))
+    blank = sessions.index[sessions["next_item"] == ""]
+    if len(blank):
+        raise DataError(f"{path}: session {blank[0]} (counted from 0): has no next_item; add it")
+    whole = [[*before, last] for before, last in zip(items, sessions["next_item"], strict=True)]
+    lengths = np.array([len(session) for session in whole])
+    starts = np.cumsum(lengths) - lengths
+    names = np.array([f"{part}:{row}" for row in sessions.index])
+    return pd.DataFrame(
+        {
+            "user": np.repeat(names, lengths),
+            "item": np.array([item for session in whole for item in session]),
+            "time": np.arange(lengths.sum()) - np.repeat(starts, lengths),
+        }
+    )
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """Named text columns of a csv with quoted fields, in pieces; the index counts its rows."""
+    try:
+        with pd.read_csv(
+            path, dtype=str, keep_default_na=False, chunksize=500_000, encoding="utf-8"
+        ) as pieces:
+            for piece in pieces:
+                _check_columns(path, piece.columns, columns)
+                yield piece[list(columns)].fillna("")
+    except (ValueError, OSError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read ({reason}); write it again as csv") from None
+
+
+def _read_text(path: Path, separator: str, names: list[str], skip: int = 0) -> pd.DataFrame:
+    """Text columns of a separated file; row r stands in line r + skip + 1."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            table = pd.read_csv(
+                path,
+                sep=separator,
+                header=None,
+                names=names,
+                skiprows=skip,
+                index_col=False,
+                dtype=str,
+                keep_default_na=False,
+                skip_blank_lines=False,
+                quoting=csv.QUOTE_NONE,
+                encoding="utf-8-sig",
+            )
+    except (ValueError, OSError, Warning) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{path}: cannot be read ({reason}); write {len(names)} fields a line, separated by "
+            f"{readers._SEPARATORS[separator]}"
+        ) from None
+    if not len(table):
+        raise DataError(f"{path}: has no rows; write one line per interaction")
+    return table.fillna("")  # a row too short lacks its last fields
+
+
+def _read_parquet(
+    path: Path, columns: Sequence[str], filters: list[tuple] | None = None
+) -> pd.DataFrame:
+    """Named columns of a parquet file, none of them with missing values."""
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise DataError(
+            f"{path}: parquet files are read by pyarrow, which is not installed; "
+            "run pip install pyarrow"
+        ) from None
+    try:
+        _check_columns(path, parquet.read_schema(path).names, columns)
+        table = pd.read_parquet(path, engine="pyarrow", columns=list(columns), filters=filters)
+    except DataError:
+        raise
+    except Exception as error:  # spoilt bytes raise errors of pyarrow, of zlib and of others
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{path}: is no readable parquet file ({reason}); copy it again") from None
+    for column in columns:
+        absent = np.flatnonzero(table[column].isna())
+        if len(absent):
+            raise DataError(
+                f"{path}: row {absent[0]} (counted from 0): {column} is missing; fill it in or "
+                "remove the row"
+            )
+    return table[list(columns)]
+
+
+def _check_columns(path: Path, present: Sequence[str] | pd.Index, wanted: Sequence[str]) -> None:
+    missing = [column for column in wanted if column not in present]
+    if missing:
+        raise DataError(
+            f"{path}: no column {missing[0]} among {', '.join(map(str, present))[:80]}; it needs "
+            f"{', '.join(wanted)}"
+        )
+
+
+def _is_number(text: str) -> bool:
+    return bool(np.isfinite(pd.to_numeric(pd.Series([text]), errors="coerce").iloc[0]))
+
+
+def _numbers(path: Path, field: str, text: pd.Series, skip: int = 0) -> np.ndarray:
+    """f64 or i64 of a text column whose row r stands in line r + skip + 1."""
+    numbers = pd.to_numeric(text, errors="coerce").to_numpy()
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        raise DataError(
+            f"{path}: line {bad[0] + skip + 1}: {field} {text.iloc[bad[0]][:40]!r} is not a "
+            "number; write one"
+        )
+    return numbers
+
+
+def _integers(path: Path, field: str, text: pd.Series, skip: int = 0) -> np.ndarray:
+    numbers = _numbers(path, field, text, skip)
+    bad = np.flatnonzero((numbers != np.floor(numbers)) | (np.abs(numbers) >= 2.0**63))
+    if len(bad):
+        raise DataError(
+            f"{path}: line {bad[0] + skip + 1}: {field} {text.iloc[bad[0]][:40]!r} is not a whole "
+            "number of 64 bits; write one"
+        )
+    return numbers.astype(np.int64)
