@@ -336,6 +336,7 @@ COLD_SPLITS = {
     "unknown user": ({"test_users": np.array([50])}, "test_users[0]: user 50 has no"),
     "repeated": ({"cold_items": np.array([3, 3])}, "cold_items[1]: 3 stands there twice"),
     "empty": ({"val_users": np.array([], int)}, "val_users is empty"),
+    "text": ({"test_users": np.array(["18"])}, "test_users[0]: user 18 has no"),
     "floats": ({"test_users": np.array([18.0])}, "test_users is float64[1]"),
 }
 
@@ -401,8 +402,24 @@ def test_prepared_tables_that_contradict_each_other_are_named(prepared):
     assert "is no readable parquet file" in complaint("toy", prepared)
     truth.to_parquet(path)
     val = prepared / "processed" / "val_interactions.parquet"
-    pd.read_parquet(val)[:0].to_parquet(val)
+    rows = pd.read_parquet(val)
+    rows.assign(item_id=17).to_parquet(val)
+    assert "row 0 (counted from 0): item_id 17: no training row has it" in complaint(
+        "toy", prepared
+    )
+    rows[:0].to_parquet(val)
     assert "data.layout='amazon_m2'" in complaint("toy", prepared)
+    rows.astype({"item_id": float}).to_parquet(val)
+    assert "item_id holds float64" in complaint("toy", prepared)
+
+
+def test_the_published_validation_table_of_amazon_m2_is_empty(prepared):
+    for old, new in zip(*letitgo._PREPARED.values(), strict=True):
+        rows = pd.read_parquet(prepared / "processed" / old)
+        if new == "val_data.csv":
+            rows = rows[:0]
+        rows.to_csv(prepared / "processed" / new)
+    assert "val_data.csv: has no rows, a known defect" in complaint("toy", prepared)
 
 
 def test_prepared_embeddings_match_the_items(prepared):
@@ -415,6 +432,8 @@ def test_prepared_embeddings_match_the_items(prepared):
     path.unlink()
     assert "embeddings_warm.npy not found" in complaint("toy", prepared)
     assert "bring their own split" in complaint("toy", prepared, split_file="split.npz")
+    assert "brings its own test users" in complaint("toy", prepared, protocol="random_cold")
+    assert "has no ratings" in complaint("toy", prepared, min_rating=3)
 
 
 def test_without_pyarrow_the_remedy_is_named(prepared, monkeypatch):

@@ -75,6 +75,14 @@ def load_sequences(
         raise DataError(f"data.max_users={max_users}: must be at least 1, or None for all")
     folder = default_root(name) if root is None else Path(root).expanduser()
     layout = layout or _find_layout(folder)
+    if layout in ("letitgo", "amazon_m2") and protocol != "temporal":
+        raise DataError(
+            f"data.protocol={protocol!r}: {folder} brings its own test users; unset data.protocol"
+        )
+    if min_rating is not None and layout not in ("inter", "beauty"):
+        raise DataError(
+            f"data.min_rating={min_rating}: {folder} has no ratings; unset data.min_rating"
+        )
     if layout == "letitgo":
         if split_file is not None:
             raise DataError(

@@ -11,6 +11,7 @@ from jaxcold.data.sequences import COLD_SPLIT_ARRAYS, Questions, SequenceDataset
 from jaxcold.files import write_arrays
 from jaxcold.types import Csr, DataError
 
+_AGAIN = "write the split again with write_sequence_split"
 _ROWS = ("train", "val_history", "test_history")
 _ARRAYS = (
     "num_warm",
@@ -79,32 +80,24 @@ def checked_cold_split(
     Raises:
         DataError: unless they are sets of the log's items and users, and no user is in two.
     """
-    users = pd.Index(rows["user"].unique())
-    items = pd.Index(rows["item"].unique())
-    owner = pd.Series(dtype=str)
+    owner: dict[object, str] = {}
     for name in COLD_SPLIT_ARRAYS:
         ids = arrays[name]
         _check_ids(path, name, ids)
-        kind, known = ("item", items) if name == "cold_items" else ("user", users)
-        strange = np.flatnonzero(~np.isin(ids, known.to_numpy()))
+        kind = "item" if name == "cold_items" else "user"
+        # By hash: ids of another type are strangers, where a sort would fail.
+        strange = np.flatnonzero(~pd.Series(ids).isin(rows[kind].unique()))
         if len(strange):
             raise DataError(
                 f"{path}: {name}[{strange[0]}]: {kind} {ids[strange[0]]} has no interaction; "
                 "give the split of this data set"
             )
-        if kind == "item":
-            continue
-        taken = np.flatnonzero(np.isin(ids, owner.index.to_numpy()))
-        if len(taken):
-            raise DataError(
-                f"{path}: {name}[{taken[0]}]: user {ids[taken[0]]} stands in "
-                f"{owner[ids[taken[0]]]} already; keep one of the two"
-            )
-        owner = (
-            pd.concat([owner, pd.Series(name, index=ids)])
-            if len(owner)
-            else pd.Series(name, index=ids)
-        )
+        for row, user in enumerate(ids.tolist() if kind == "user" else ()):
+            if owner.setdefault(user, name) != name:
+                raise DataError(
+                    f"{path}: {name}[{row}]: user {user} stands in {owner[user]} already; keep "
+                    "one of the two"
+                )
     return arrays
 
 
@@ -165,9 +158,6 @@ def checked_dataset(
     )
     _check_pairs(path, dataset, rows)
     return dataset
-
-
-_AGAIN = "write the split again with write_sequence_split"
 
 
 def _check_pairs(path: str | os.PathLike, dataset: SequenceDataset, rows: pd.DataFrame) -> None:

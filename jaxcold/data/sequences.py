@@ -19,6 +19,8 @@ import pandas as pd
 
 from jaxcold.types import Csr, DataError
 
+COLD_SPLIT_ARRAYS = ("cold_items", "train_users", "val_users", "test_users")
+
 
 class Questions(NamedTuple):
     """Histories, and the item that came next."""
@@ -205,7 +207,7 @@ def random_cold_split(
         max_users: so many are drawn before; None takes all.
         repeats: "drop" consecutive repeats first, or "keep" them.
         chosen: arrays ``cold_items``, ``train_users``, ``val_users`` and ``test_users`` of
-            external ids, instead of the draws.
+            external ids instead of the draws; they must be ids of the log.
 
     Raises:
         DataError: if a part of the split would be empty, or an argument is out of range.
@@ -228,29 +230,22 @@ def random_cold_split(
         val, test, train = np.split(drawn, [held_out, 2 * held_out])
     else:
         cold, train, val, test = (chosen[part] for part in COLD_SPLIT_ARRAYS)
-    is_cold = everything["item"].isin(cold)
-
-    def of(members: np.ndarray, warm_only: bool) -> pd.DataFrame:
-        mine = everything["user"].isin(members)
-        return everything[mine & ~is_cold if warm_only else mine]
-
+    trains = everything["user"].isin(train)
+    warm_rows = everything[trains & ~everything["item"].isin(cold)]
     dataset = assemble(
         name,
-        of(train, True),
-        of(val, True),
-        of(test, False),
+        warm_rows,
+        everything[everything["user"].isin(val)],
+        everything[everything["user"].isin(test)],
         warm=np.setdiff1d(items, cold),
         cold=np.sort(cold),
     )
     facts = {
         "interactions": len(rows),
         "repeats_dropped": len(rows) - len(everything),
-        "cold_rows_of_training_users": len(of(train, False)) - len(of(train, True)),
+        "cold_rows_of_training_users": int(trains.sum()) - len(warm_rows),
     }
     return with_facts(dataset, facts)
-
-
-COLD_SPLIT_ARRAYS = ("cold_items", "train_users", "val_users", "test_users")
 
 
 def given_test_split(

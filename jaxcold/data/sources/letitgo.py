@@ -97,6 +97,9 @@ def read_beauty(folder: Path, min_rating: float | None = None, published: str = 
     if path.suffix == ".parquet":
         columns = ("reviewerID", "asin", "overall", "unixReviewTime")
         table = _read_parquet(path, columns).set_axis(["user", "item", "rating", "time"], axis=1)
+        for column, field, kinds in (("rating", columns[2], "iuf"), ("time", columns[3], "iu")):
+            if table[column].dtype.kind not in kinds:
+                raise DataError(f"{path}: {field} holds {table[column].dtype}; write numbers")
     else:
         table = _read_text(path, ",", ["user", "item", "rating", "time"])
         skip = int(not _is_number(table["rating"].iloc[0]))
