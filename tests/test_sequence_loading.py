@@ -249,6 +249,7 @@ OPTIONS = {
     "core too large": ({"n_core": 50}, ["50-core", "lower data.n_core"]),
     "no validation": ({"val_share": 0.99}, ["leave none to train", "data.val_share=0.99"]),
     "repeats": ({"repeats": "merge"}, ["data.repeats='merge'", "'keep'"]),
+    "seed": ({"split_seed": -1}, ["data.split_seed=-1", "at least 0"]),
     "users": ({"max_users": 0}, ["data.max_users=0", "at least 1"]),
     "rating": ({"min_rating": 9}, ["no interactions are left", "loosen"]),
     "mode": ({"mode": "image"}, ["data.mode='image'", "no image_feat.npy", "text"]),

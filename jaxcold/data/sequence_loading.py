@@ -73,6 +73,8 @@ def load_sequences(
         raise DataError(f"data.protocol={protocol!r}: must be one of {', '.join(PROTOCOLS)}")
     if max_users is not None and max_users < 1:
         raise DataError(f"data.max_users={max_users}: must be at least 1, or None for all")
+    if split_seed < 0:
+        raise DataError(f"data.split_seed={split_seed}: must be at least 0")
     folder = default_root(name) if root is None else Path(root).expanduser()
     layout = layout or _find_layout(folder)
     if layout in ("letitgo", "amazon_m2") and protocol != "temporal":

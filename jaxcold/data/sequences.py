@@ -7,7 +7,8 @@ The functions work on a frame of rows: one interaction each, with columns ``user
 ``time``. Ids are integers or text; times are integers in any unit. Rows with equal times keep the
 order of the file, everywhere.
 
-The protocols are those of Let It Go? Not Quite (Pembek et al.), section 4.1.
+:func:`temporal_split` and :func:`given_test_split` follow Let It Go? Not Quite (Pembek et al.),
+section 4.1, and the preparation published with it.
 """
 
 from collections.abc import Mapping, Sequence
