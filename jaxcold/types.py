@@ -89,6 +89,8 @@ class Model(NamedTuple):
     fixed: Any  # arrays that no step changes, on the device
     init: Callable[[int], tuple[Any, Any]]  # seed -> (params, extra)
     loss: Callable  # (params, extra, fixed, batch, key) -> sum, (weight, extra, logs)
-    represent: Callable[[Any, Any], Representations]  # (params, extra) -> embeddings
+    # (params, extra, part) -> embeddings of the users of a part, "val" or "test", and of all items
+    represent: Callable[..., Representations]
     batches: Callable[[np.random.Generator], Iterator[Any]]  # one epoch, constant shapes
-    steps_per_epoch: int
+    steps_per_epoch: int  # 0 where there is nothing to train
+    examples_per_epoch: int  # of the training loss

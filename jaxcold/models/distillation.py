@@ -357,7 +357,8 @@ def build(
         rows = [jnp.zeros((items, teacher_out)) for _ in range(2)]
         return params, Extra(jnp.zeros((), jnp.int32), *rows)
 
-    def represent(params: nnx.State, extra: Extra) -> Representations:
+    def represent(params: nnx.State, extra: Extra, part: str = "test") -> Representations:
+        del part  # the same users in every part
         # Until there is a student the teacher speaks for itself.
         if int(extra.step) <= clock.student and clock.student > 0:
             return data.represent(params["teacher"])
@@ -377,7 +378,8 @@ def build(
         omega=omega,
         positives=positives,
     )
-    return Model(data.fixed, init, loss, represent, data.batches, data.steps_per_epoch)
+    sizes = data.steps_per_epoch, data.examples_per_epoch
+    return Model(data.fixed, init, loss, represent, data.batches, *sizes)
 
 
 def clock_of(online: bool, teacher_steps: int) -> Clock:

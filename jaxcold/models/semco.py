@@ -313,6 +313,7 @@ class Prepared(NamedTuple):
     fixed: Fixed
     batches: Callable[[np.random.Generator], Iterator[Batch]]
     steps_per_epoch: int
+    examples_per_epoch: int
     represent: Callable[[nnx.State], Representations]
     widths: tuple[int, ...]  # features of each mode
 
@@ -408,6 +409,7 @@ def prepare(
         fixed,
         batches,
         -(-len(pair_user) // batch_size),
+        len(pair_user),
         represent,
         tuple(table.shape[1] for table in tables),
     )
@@ -460,8 +462,8 @@ def build(
     def init(seed: int) -> tuple[nnx.State, None]:
         return nnx.split(shape.make(jax.random.key(seed)))[1], None
 
-    def represent(params: nnx.State, extra: None) -> Representations:
-        del extra
+    def represent(params: nnx.State, extra: None, part: str = "test") -> Representations:
+        del extra, part  # the same users in every part
         return data.represent(params)
 
     loss = functools.partial(
@@ -474,4 +476,5 @@ def build(
         encode=encode,
         user_vector=user_vector,
     )
-    return Model(data.fixed, init, loss, represent, data.batches, data.steps_per_epoch)
+    sizes = data.steps_per_epoch, data.examples_per_epoch
+    return Model(data.fixed, init, loss, represent, data.batches, *sizes)

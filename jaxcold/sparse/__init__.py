@@ -40,7 +40,8 @@ alpha may be learned, one per attention head say: an array with 1 at the axis of
 | `budget` | (sparsemax with sum ``budget``) | in z and in the budget |
 | `fenchel_young_loss`, `entmax_loss` | any >= 1, number or array | in z, tau, an array alpha |
 | `sparsemax_loss`, `entmax15_loss` | 2, 1.5 | in z and tau |
-| `linear_entmax_loss`, `linear_softmax_loss` | see there | logits h W' never held whole |
+| `linear_entmax_loss`, `linear_softmax_loss` | in [1, 2] | in h, W, tau; h W' is never held whole |
+| `linear_entmax_sum` | in [1, 2] | in h and W: their sum, cheaper to differentiate |
 
 All take any ``axis`` and ``where`` (the linear losses have their own mask), bfloat16 and float16
 (computed in float32), float64 under x64, and work under jit, vmap, scan, remat and shard_map, in
@@ -83,6 +84,7 @@ from jaxcold.sparse.activations import (
     threshold,
 )
 from jaxcold.sparse.linear import linear_entmax_loss, linear_softmax_loss
+from jaxcold.sparse.linear_sum import linear_entmax_sum
 from jaxcold.sparse.losses import entmax15_loss, entmax_loss, fenchel_young_loss, sparsemax_loss
 
 __all__ = [
@@ -93,6 +95,7 @@ __all__ = [
     "entmax_loss",
     "fenchel_young_loss",
     "linear_entmax_loss",
+    "linear_entmax_sum",
     "linear_softmax_loss",
     "normmax",
     "sparsemax",

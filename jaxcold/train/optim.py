@@ -90,3 +90,55 @@ def distillation(
         teacher_stops=teacher_stops,
         student_starts=student_starts,
     )
+
+
+def clip_row_norm(max_norm: float, *, first: int = 0) -> optax.GradientTransformation:
+    """Keeps every row of a table within a ball: the last link of a chain of updates.
+
+    After the update a row longer than the bound is scaled by ``max_norm / (norm + 1e-7)``, as the
+    code of "Let It Go? Not Quite" does after each optimizer step. What came before in the chain
+    does not notice: the moments of Adam stay as they are.
+
+    Args:
+        max_norm: L2 norm that no row exceeds, at least 0.
+        first: rows before this one are left alone, such as that of padding.
+
+    Raises:
+        ValueError: for a negative bound.
+    """
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm is at least 0, not {max_norm}")
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError(
+                "clip_row_norm needs the parameters: call update(updates, state, params)"
+            )
+
+        def bounded(step: jnp.ndarray, table: jnp.ndarray) -> jnp.ndarray:
+            moved = table + step
+            norm = jnp.sqrt(jnp.sum(moved * moved, axis=-1, keepdims=True))
+            inside = (norm <= max_norm) | (jnp.arange(len(table)) < first)[:, None]
+            scale = jnp.where(inside, 1.0, max_norm / (norm + 1e-7))
+            return jnp.where(inside, step, moved * scale - table)
+
+        return jax.tree.map(bounded, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def sasrec(learning_rate: float, max_delta_norm: float | None) -> optax.GradientTransformation:
+    """Adam at a constant rate; the rows of the parameter "delta", if there is one, are bounded.
+
+    Args:
+        learning_rate: constant.
+        max_delta_norm: see `clip_row_norm`; None where there is no such parameter.
+    """
+    adam = optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)
+    if max_delta_norm is None:
+        return adam
+
+    def is_delta(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "delta", params)
+
+    return optax.chain(adam, optax.masked(clip_row_norm(max_delta_norm, first=1), is_delta))

@@ -1,0 +1,166 @@
+"""Sequences of any length as tokens in a row: batches in which padding costs nothing."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcold.types import Csr
+
+_SHORTEST = 4  # the rectangles' lengths are this, twice this, ... up to the longest sequence
+_EVAL_TOKENS = 1 << 14  # slots of one block of histories when nothing is learnt
+
+
+class Room(NamedTuple):
+    """The shape of a batch of tokens."""
+
+    tokens: int  # their number is a multiple of this
+    lengths: tuple[int, ...]  # of the rectangles, ascending; the last takes the longest sequence
+    rows: tuple[int, ...]  # sequences for which each rectangle has room
+
+
+class Tokens(NamedTuple):
+    """Sequences as one list of T tokens, and the rectangles in which they look at each other.
+
+    NumPy arrays here, and JAX's inside a program.
+    """
+
+    item: Any  # i32[T], from 1; 0 is no item
+    position: Any  # i32[T]
+    target: Any  # i32[T], from 1; 0 is none
+    rectangles: tuple[Any, ...]  # i32[n, length] each: tokens, T where there is none
+    slot: Any  # i32[T]: place of each token among all slots of the rectangles, their number else
+
+
+def room_of(lengths: np.ndarray, batch_size: int) -> Room:
+    """Room for nearly every batch of sequences of these lengths; `pack` makes more where it lacks.
+
+    Rectangles have room for four standard deviations more than the average batch, which costs
+    little: attention over short sequences is a small part of a step.
+    """
+    sizes = [_SHORTEST]
+    while sizes[-1] < lengths.max(initial=1):
+        sizes.append(2 * sizes[-1])
+    sizes[-1] = int(lengths.max(initial=1))
+    share = np.bincount(np.searchsorted(sizes, lengths), minlength=len(sizes)) / max(
+        len(lengths), 1
+    )
+    expected = batch_size * share + 4 * np.sqrt(batch_size * share * (1 - share))
+    rows = np.minimum(8 * np.ceil(expected / 8).astype(int), batch_size)
+    return Room(_granule(lengths, batch_size), tuple(sizes), tuple(int(n) for n in rows))
+
+
+def _granule(lengths: np.ndarray, batch_size: int) -> int:
+    """The number of tokens is a multiple of this, so that few programs serve all batches.
+
+    It is between an eighth and a quarter of the average batch.
+    """
+    average = batch_size * lengths.mean() if len(lengths) else 1
+    return max(16, 2 ** int(np.log2(max(average / 4, 1))))
+
+
+def pack(inputs: Csr, targets: np.ndarray | None, room: Room) -> Tokens:
+    """Sequences as tokens, with nothing between them.
+
+    Args:
+        inputs: item ids from 0, at least one a row.
+        targets: i32[n] the id that follows each entry of ``inputs.indices``; None for none.
+        room: its tokens are rounded up to as many multiples as it takes, and a rectangle that is
+            too small is doubled.
+    """
+    count, lengths = len(inputs.indices), inputs.counts
+    size = -(-max(count, 1) // room.tokens) * room.tokens
+    item, target, position = (np.zeros(size, np.int32) for _ in range(3))
+    item[:count] = inputs.indices + 1
+    if targets is not None:
+        target[:count] = targets + 1
+    position[:count] = np.arange(count) - np.repeat(inputs.indptr[:-1], lengths)
+    kind = np.searchsorted(room.lengths, lengths)
+    rectangles = []
+    for number, (length, rows) in enumerate(zip(room.lengths, room.rows, strict=True)):
+        members = np.flatnonzero(kind == number)
+        while rows < len(members):
+            rows = max(8, 2 * rows)
+        at = np.arange(length)
+        index = np.full((rows, length), size, np.int32)
+        inside = at[None, :] < lengths[members][:, None]
+        index[: len(members)] = np.where(inside, inputs.indptr[members][:, None] + at, size)
+        rectangles.append(index)
+    flat = np.concatenate([index.reshape(-1) for index in rectangles])
+    slot = np.full(size, len(flat), np.int32)
+    slot[flat[flat < size]] = np.flatnonzero(flat < size)
+    return Tokens(item, position, target, tuple(rectangles), slot)
+
+
+def rectangle(
+    inputs: Csr, targets: np.ndarray | None, rows: int, length: int, *, left: bool
+) -> Tokens:
+    """Sequences as one rectangle whose every slot is a token, padded on one side.
+
+    Args:
+        inputs: item ids from 0, at most `length` a row.
+        targets: see `pack`.
+        rows: of the rectangle, at least those of `inputs`.
+        length: of the rectangle.
+        left: padding comes first, as in the code published with the paper; else last.
+    """
+    row = np.repeat(np.arange(inputs.rows), inputs.counts)
+    place = np.arange(len(inputs.indices)) - np.repeat(inputs.indptr[:-1], inputs.counts)
+    if left:
+        place += length - inputs.counts[row]
+    item, target = (np.zeros((rows, length), np.int32) for _ in range(2))
+    item[row, place] = inputs.indices + 1
+    if targets is not None:
+        target[row, place] = targets + 1
+    every = np.arange(rows * length, dtype=np.int32)
+    position = np.tile(np.arange(length, dtype=np.int32), rows)
+    return Tokens(
+        item.reshape(-1), position, target.reshape(-1), (every.reshape(rows, length),), every
+    )
+
+
+def next_items(rows: Csr) -> tuple[Csr, np.ndarray]:
+    """Windows as inputs, all items but the last of each, and the item after each of them."""
+    first, last = rows.indptr[:-1], rows.indptr[1:] - 1
+    inputs, after = np.ones((2, len(rows.indices)), bool)
+    inputs[last] = False
+    after[first] = False
+    indptr = rows.indptr - np.arange(len(rows.indptr))
+    return Csr(indptr, rows.indices[inputs]), rows.indices[after]
+
+
+def cut(history: Csr, length: int) -> Csr:
+    """The last items of each row, at most `length`."""
+    counts = np.minimum(history.counts, length)
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    at = np.arange(indptr[-1]) + np.repeat(history.indptr[1:] - indptr[1:], counts)
+    return Csr(indptr, history.indices[at])
+
+
+def blocks(history: Csr, batch: int | None) -> Iterator[tuple[np.ndarray, Tokens, np.ndarray]]:
+    """Rows that are not empty, a rectangle at a time, with the place of each one's last token.
+
+    Args:
+        history: the rows.
+        batch: rows per rectangle in the order given, padded on the left to the longest of them;
+            unset, rows of like length go together, and what is with a row makes no difference.
+    """
+    filled = np.flatnonzero(history.counts > 0)
+    if batch is not None:
+        for start in range(0, len(filled), batch):
+            members = filled[start : start + batch]
+            part = history.take(members)
+            length = int(part.counts.max())
+            last = np.arange(batch) * length + length - 1
+            yield members, rectangle(part, None, batch, length, left=True), last
+        return
+    for length in room_of(history.counts[filled], 1).lengths:
+        shorter = history.counts <= length
+        members, filled = filled[shorter[filled]], filled[~shorter[filled]]
+        rows = max(_EVAL_TOKENS // length, 1)
+        for start in range(0, len(members), rows):
+            some = members[start : start + rows]
+            part = history.take(some)
+            last = np.zeros(rows, np.int64)
+            last[: len(some)] = np.arange(len(some)) * length + part.counts - 1
+            yield some, rectangle(part, None, rows, length, left=False), last

@@ -1,0 +1,464 @@
+"""SASRec whose items are ids, content, or content plus a small bounded delta.
+
+Token i of a history is ``sqrt(d) E[item_i] + P[i]``; two transformer blocks look back; the last
+hidden state times the table E scores what comes next. E is trained freely ("random"; "content"
+starts at the content), is the content ("frozen"), or is the content plus a trainable delta whose
+rows stay within a ball ("delta"). An item that nobody has clicked has its content and no delta.
+
+A batch is a list of tokens, those of all its sequences one after another, and not a rectangle:
+padding costs nothing. Attention alone looks at rectangles, one for each class of lengths.
+
+Row 0 of E stands for no item. It is never recommended and is no class of the loss. With
+``reference=True`` everything is as in the code published with the paper: rectangles padded on the
+left, whose padding is seen with an attention logit lower by one, positions counted from the
+longest sequence's start, and row 0 as a class and a candidate.
+
+Source: "Let It Go? Not Quite: Addressing Item Cold Start in Sequential Recommendations with
+Content-Based Initialization", RecSys 2025; Kang and McAuley, "Self-Attentive Sequential
+Recommendation", ICDM 2018.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from jaxcold.data import packing, questions, reduction, vectors
+from jaxcold.data.batches import prefetch
+from jaxcold.data.packing import Tokens
+from jaxcold.data.sequences import SequenceDataset
+from jaxcold.data.sequences import windows as make_windows
+from jaxcold.sparse import fenchel_young_loss, linear_entmax_sum
+from jaxcold.types import DataError, Model, Representations
+
+ItemTable = Literal["random", "content", "frozen", "delta"]
+Loss = Literal["full", "sampled", "gbce"]
+
+INIT = 0.02  # standard deviation of fresh weights
+
+
+@jax.custom_vjp
+def _arrange(x: Array, index: Array, inverse: Array) -> Array:
+    """Rows of x at an index, zeros beyond its end. The two indices undo each other.
+
+    So the derivative is the way back: a gather too, where autodiff would scatter.
+    """
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+def _arrange_forward(x: Array, index: Array, inverse: Array) -> tuple[Array, Any]:
+    return _arrange(x, index, inverse), (index, inverse)
+
+
+def _arrange_backward(indices: Any, cotangent: Array) -> tuple[Array, None, None]:
+    index, inverse = indices
+    return _arrange(cotangent, inverse, index), None, None
+
+
+_arrange.defvjp(_arrange_forward, _arrange_backward)
+
+
+def _dropout(x: Array, rate: float, key: Array | None) -> Array:
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def _split(key: Array | None, parts: int) -> list[Array | None]:
+    return [None] * parts if key is None else list(jax.random.split(key, parts))
+
+
+class Block(nnx.Module):
+    """Attention and a feed-forward layer, each with the residual of its normalised input."""
+
+    def __init__(self, dim: int, heads: int, dropout: float, *, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(INIT)
+        # Xavier over the three projections as one [d, 3 d] matrix: what the reference keeps.
+        bound = math.sqrt(6 / (4 * dim))
+
+        def uniform(key: Array, shape: Any, dtype: Any) -> Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        def linear(init: Any) -> nnx.Linear:
+            return nnx.Linear(dim, dim, kernel_init=init, rngs=rngs)
+
+        def norm() -> nnx.LayerNorm:
+            return nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
+
+        self.norm1, self.norm2 = norm(), norm()
+        self.query, self.key, self.value = linear(uniform), linear(uniform), linear(uniform)
+        self.out, self.first, self.second = linear(normal), linear(normal), linear(normal)
+        self.heads = heads
+        self.dropout = dropout
+
+    def __call__(self, x: Array, tokens: Tokens, key: Array | None, additive: bool) -> Array:
+        """[T, d] -> [T, d]; without a key nothing is dropped."""
+        keys = _split(key, 3)
+        q = self.norm1(x)
+        y = q + self.out(self._attend(q, x, tokens, keys[0], additive))
+        z = self.norm2(y)
+        inner = jax.nn.relu(_dropout(self.first(z), self.dropout, keys[1]))
+        return z + _dropout(self.second(inner), self.dropout, keys[2])
+
+    def _attend(
+        self, q: Array, x: Array, tokens: Tokens, key: Array | None, additive: bool
+    ) -> Array:
+        size = x.shape[1] // self.heads
+        parts = jnp.stack([self.query(q) / math.sqrt(size), self.key(x), self.value(x)], axis=1)
+        index = jnp.concatenate([r.reshape(-1) for r in tokens.rectangles])
+        slots = _arrange(parts, index, tokens.slot)
+        real = tokens.item.at[index].get(mode="fill", fill_value=0) > 0
+        found, start = [], 0
+        for rectangle, drop in zip(
+            tokens.rectangles, _split(key, len(tokens.rectangles)), strict=True
+        ):
+            n, length = rectangle.shape
+            stop = start + n * length
+            q, k, v = jnp.moveaxis(slots[start:stop].reshape(n, length, 3, self.heads, size), 2, 0)
+            seen = real[start:stop].reshape(n, 1, 1, length)
+            at = jnp.arange(length)
+            before = (at[None, :] <= at[:, None])[None, None]
+            logits = jnp.einsum("nihd,njhd->nhij", q, k)
+            if additive:
+                logits = jnp.where(before, logits + seen, -jnp.inf)
+            else:
+                # A slot without a token sees itself: a row of -inf would be NaN.
+                itself = (at[None, :] == at[:, None])[None, None]
+                logits = jnp.where(before & (seen | itself), logits, -jnp.inf)
+            weights = _dropout(jax.nn.softmax(logits, axis=-1), self.dropout, drop)
+            found.append(jnp.einsum("nhij,njhd->nihd", weights, v).reshape(n * length, -1))
+            start = stop
+        return _arrange(jnp.concatenate(found), tokens.slot, index)
+
+
+class SASRec(nnx.Module):
+    """Positions, blocks, and what is trainable in the item table."""
+
+    def __init__(
+        self,
+        items: int,
+        dim: int,
+        max_length: int,
+        *,
+        item_table: ItemTable,
+        blocks: int,
+        heads: int,
+        dropout: float,
+        rngs: nnx.Rngs,
+    ):
+        # Row 0 is no item: zeros.
+        rows = INIT * jax.random.normal(rngs.params(), (items + 1, dim)).at[0].set(0)
+        # A trainable table from content starts there as soon as the content is known.
+        self.items = nnx.Param(rows) if item_table in ("random", "content") else None
+        self.delta = nnx.Param(rows) if item_table == "delta" else None
+        self.position = nnx.Param(INIT * jax.random.normal(rngs.params(), (max_length, dim)))
+        self.blocks = nnx.List([Block(dim, heads, dropout, rngs=rngs) for _ in range(blocks)])
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
+        self.dropout = dropout
+
+    def table(self, content: Array | None) -> Array:
+        """f[items + 1, d]: a row for no item, then all warm items.
+
+        Args:
+            content: of the same shape, its row 0 zero; None where the table needs none.
+        """
+        if self.items is not None:
+            return self.items[...]
+        assert content is not None
+        return content if self.delta is None else content + self.delta[...]
+
+    def __call__(
+        self, table: Array, tokens: Tokens, key: Array | None = None, additive: bool = False
+    ) -> Array:
+        """Hidden states, [T, d].
+
+        Args:
+            table: [items + 1, d]; row 0 for no item.
+            tokens: of the batch.
+            key: of dropout; without one nothing is dropped.
+            additive: tokens without an item are seen, with a logit lower by one.
+        """
+        keys = _split(key, len(self.blocks) + 1)
+        x = math.sqrt(table.shape[1]) * table[tokens.item] + self.position[...][tokens.position]
+        x = _dropout(x, self.dropout, keys[0])
+        for block, key in zip(self.blocks, keys[1:], strict=True):
+            x = block(x, tokens, key, additive)
+        return self.norm(x)
+
+
+class Fixed(NamedTuple):
+    """Arrays that no step changes."""
+
+    content: Array | None  # f32[warm + 1, d] unit rows, row 0 zero
+
+
+def _loss(
+    params: nnx.State,
+    extra: tuple[()],
+    fixed: Fixed,
+    tokens: Tokens,
+    key: Array,
+    *,
+    graphdef: nnx.GraphDef,
+    loss: Loss,
+    alpha: float,
+    tau: float,
+    negatives: int,
+    calibration: float,
+    reference: bool,
+) -> tuple[Array, tuple[Array, tuple[()], dict[str, Array]]]:
+    model = nnx.merge(graphdef, params)
+    table = classes = model.table(fixed.content)
+    if reference:
+        # The published code keeps the gradient from row 0, except in the product with the hidden
+        # states where the table is trained from content.
+        still = jnp.concatenate([jax.lax.stop_gradient(table[:1]), table[1:]])
+        table, classes = still, classes if _drifts(model, fixed) else still
+    drop, draw = jax.random.split(key)
+    hidden = model(table, tokens, drop, additive=reference)
+    count = jnp.sum(tokens.target > 0, dtype=hidden.dtype)
+    if reference:
+        target = jnp.where(tokens.target > 0, tokens.target, -1)
+    else:
+        classes, target = classes[1:], tokens.target - 1
+    if loss == "full":
+        total = linear_entmax_sum(hidden, classes, target, alpha, tau=tau)
+    else:
+        total = _sampled(hidden, classes, target, draw, loss, alpha, tau, negatives, calibration)
+    return total, (count, extra, {})
+
+
+def _drifts(model: SASRec, fixed: Fixed) -> bool:
+    return model.items is not None and fixed.content is not None
+
+
+def _sampled(
+    hidden: Array,
+    classes: Array,
+    target: Array,
+    key: Array,
+    loss: str,
+    alpha: float,
+    tau: float,
+    negatives: int,
+    calibration: float,
+) -> Array:
+    """Sum of a loss over the target and some items drawn uniformly, the same for all tokens.
+
+    "sampled" is the Fenchel-Young loss of these classes alone; for softmax the drawn logits are
+    raised by the logarithm of how many items each stands for. "gbce" is the binary cross-entropy
+    of gSASRec (Petrov and Macdonald, RecSys 2023), its positive term weighted by beta.
+    """
+    items = classes.shape[0]
+    drawn = jax.random.randint(key, (negatives,), 0, items)
+    at = jnp.clip(target, 0, items - 1)
+    right = jnp.sum(hidden * classes[at], axis=1)
+    wrong = hidden @ classes[drawn].T
+    other = drawn[None, :] != at[:, None]
+    if loss == "sampled":
+        if alpha == 1:
+            wrong = wrong + tau * math.log(max(items - 1, 1) / negatives)
+        z = jnp.concatenate([right[:, None], jnp.where(other, wrong, -jnp.inf)], axis=1)
+        label = jnp.where(target >= 0, 0, -1)
+        if alpha == 1:
+            return tau * jnp.sum(fenchel_young_loss(z / tau, label, 1.0))
+        return jnp.sum(fenchel_young_loss(z, label, alpha, tau=tau))
+    share = min(negatives / max(items - 1, 1), 1.0)
+    beta = share * (calibration * (1 - 1 / share) + 1 / share)
+    terms = -beta * jax.nn.log_sigmoid(right)
+    terms -= jnp.sum(jnp.where(other, jax.nn.log_sigmoid(-wrong), 0), axis=1)
+    return jnp.sum(jnp.where(target >= 0, terms, 0))
+
+
+def contents(dataset: SequenceDataset, dim: int, reduce: str) -> np.ndarray:
+    """f32[num_items, d] unit rows: the content in the size of an embedding.
+
+    Args:
+        dataset: its content; warm items decide the reduction.
+        dim: d.
+        reduce: "always", see `jaxcold.data.reduction`; or "never": the features as they are, of
+            which there have to be d.
+
+    Raises:
+        DataError: if there is no content, or not in this size.
+    """
+    if dataset.content is None:
+        raise DataError(f"{dataset.name}: has no content; set model.item_table=random")
+    if reduce == "always":
+        warm = reduction.fit(dataset.content[: dataset.num_warm], dim)
+        return warm(dataset.content)
+    if dataset.content.shape[1] != dim:
+        raise DataError(
+            f"{dataset.name}: content has {dataset.content.shape[1]} features and model.dim is "
+            f"{dim}; set model.reduce=always, or model.dim to the number of features"
+        )
+    return vectors.unit_rows(dataset.content)
+
+
+def build(
+    dataset: SequenceDataset,
+    *,
+    batch_size: int,
+    item_table: ItemTable = "delta",
+    max_delta_norm: float = 0.5,
+    loss: Loss = "full",
+    alpha: float = 1.0,
+    tau: float = 1.0,
+    negatives: int = 256,
+    calibration: float = 0.75,
+    dim: int = 64,
+    max_length: int = 64,
+    blocks: int = 2,
+    heads: int = 1,
+    dropout: float = 0.3,
+    windows: str = "last",
+    reduce: str = "always",
+    reference: bool = False,
+) -> Model:
+    """SASRec on a data set; its parts to represent are "val" and "test" of `data.questions`.
+
+    The optimizer has to keep the bound of the delta: `jaxcold.train.optim.sasrec`.
+
+    Args:
+        dataset: the data.
+        batch_size: sequences of a batch.
+        item_table: "random", "content", "frozen" or "delta", see the module.
+        max_delta_norm: bound of the delta's rows, at least 0 and below 1; a row of content has
+            norm 1.
+        loss: "full" over all items; "sampled" or "gbce" over `negatives` for large catalogues.
+        alpha: of the entmax in the loss, in [1, 2]; 1 is softmax cross-entropy.
+        tau: its temperature.
+        negatives: items drawn per step for the sampled losses.
+        calibration: t of gBCE, in [0, 1].
+        dim: d, the size of an embedding.
+        max_length: items that the model looks back.
+        blocks: of the transformer.
+        heads: of its attention.
+        dropout: rate, of embeddings, attention weights and in both layers of the feed-forward.
+        windows: of a user's items, "last" or "all", see `jaxcold.data.sequences.windows`.
+        reduce: content to embeddings, see `contents`.
+        reference: the defects of the published code, see the module.
+
+    Raises:
+        ValueError: for an argument out of range, naming it and what it may be.
+        DataError: see `contents`.
+    """
+    _check(locals())
+    rows = make_windows(dataset.train, max_length, windows)
+    lengths = rows.counts - 1
+    if not len(lengths):
+        raise DataError(
+            f"{dataset.name}: no training user has two items; there is nothing to learn"
+        )
+    steps = -(-rows.rows // batch_size)
+    room = packing.room_of(lengths, batch_size)
+    content = None if item_table == "random" else contents(dataset, dim, reduce)
+    warm = dataset.num_warm
+    fixed = Fixed(None)
+    if content is not None:
+        fixed = Fixed(jnp.concatenate([jnp.zeros((1, dim)), jnp.asarray(content[:warm])]))
+
+    def make(key: Array) -> SASRec:
+        return SASRec(
+            warm,
+            dim,
+            max_length,
+            item_table=item_table,
+            blocks=blocks,
+            heads=heads,
+            dropout=dropout,
+            rngs=nnx.Rngs(params=key),
+        )
+
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
+
+    def init(seed: int) -> tuple[nnx.State, tuple[()]]:
+        model = make(jax.random.key(seed))
+        if item_table == "content":
+            model.items = nnx.Param(jnp.array(fixed.content))
+        if model.delta is not None:
+            norm = jnp.linalg.norm(model.delta[...], axis=1, keepdims=True)
+            scale = jnp.minimum(1, max_delta_norm / jnp.maximum(norm, 1e-7))
+            model.delta = nnx.Param(model.delta[...] * scale)
+        return nnx.split(model)[1], ()
+
+    def batches(rng: np.random.Generator) -> Iterator[Tokens]:
+        order = rng.permutation(rows.rows)
+
+        def packed() -> Iterator[Tokens]:
+            for start in range(0, len(order), batch_size):
+                inputs, targets = packing.next_items(rows.take(order[start : start + batch_size]))
+                if reference:
+                    longest = int(inputs.counts.max())
+                    yield packing.rectangle(inputs, targets, inputs.rows, longest, left=True)
+                else:
+                    yield packing.pack(inputs, targets, room)
+
+        return prefetch(packed())
+
+    @jax.jit
+    def encode(params: nnx.State, table: Array, tokens: Tokens, last: Array) -> Array:
+        model = nnx.merge(graphdef, params)
+        return model(table, tokens, additive=reference)[last]
+
+    def represent(params: nnx.State, extra: tuple[()], part: str) -> Representations:
+        table = nnx.merge(graphdef, params).table(fixed.content)
+        history = questions.histories(dataset, part)
+        if content is not None:
+            table = jnp.concatenate([table, jnp.asarray(content[warm:])])
+        elif part == "test":  # no vectors for cold items: they are not read either
+            count = len(dataset.test.target)
+            history = history.take(np.tile(np.arange(count, 2 * count), 2))
+        history = packing.cut(history, max_length)
+        user = np.zeros((history.rows, dim), np.float32)
+        for members, tokens, last in packing.blocks(history, batch_size if reference else None):
+            found = encode(params, table, tokens, last)
+            user[members] = np.asarray(found)[: len(members)]
+        item = np.zeros((dataset.num_items + reference, dim), np.float32)
+        item[: len(table) - 1] = table[1:]
+        if reference:
+            item[-1] = table[0]
+        return Representations(user, item)
+
+    bound = functools.partial(
+        _loss,
+        graphdef=graphdef,
+        loss=loss,
+        alpha=alpha,
+        tau=tau,
+        negatives=negatives,
+        calibration=calibration,
+        reference=reference,
+    )
+    return Model(fixed, init, bound, represent, batches, steps, int(lengths.sum()))
+
+
+def _check(options: dict[str, Any]) -> None:
+    def need(good: bool, name: str, what: str) -> None:
+        if not good:
+            raise ValueError(f"model.{name} is {what}, not {options[name]!r}")
+
+    need(options["item_table"] in get_args(ItemTable), "item_table", _one_of(get_args(ItemTable)))
+    need(options["loss"] in get_args(Loss), "loss", _one_of(get_args(Loss)))
+    need(options["reduce"] in ("always", "never"), "reduce", "'always' or 'never'")
+    need(0 <= options["max_delta_norm"] < 1, "max_delta_norm", "at least 0 and below 1")
+    need(0 <= options["dropout"] < 1, "dropout", "at least 0 and below 1")
+    need(0 <= options["calibration"] <= 1, "calibration", "between 0 and 1")
+    need(1 <= options["alpha"] <= 2, "alpha", "between 1 and 2")
+    need(options["tau"] > 0, "tau", "above 0")
+    for name in ("dim", "max_length", "blocks", "heads", "negatives"):
+        need(options[name] >= 1, name, "at least 1")
+    need(options["dim"] % options["heads"] == 0, "heads", f"a divisor of dim={options['dim']}")
+    if options["loss"] == "gbce":
+        need(options["alpha"] == 1, "alpha", "1 with loss='gbce'")
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return " or ".join(repr(name) for name in names)
