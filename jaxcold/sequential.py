@@ -1,0 +1,654 @@
+"""The estimator face of the sequential model: fit on a log with times, recommend what comes next.
+
+As in `jaxcold.recommender`, external ids stop here and everything is immutable.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import io
+import json
+import os
+import zipfile
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from flax import nnx
+
+from jaxcold import artifact
+from jaxcold.data import packing, questions, reduction, sequences, vectors
+from jaxcold.data.sequences import SequenceDataset
+from jaxcold.eval.metrics import evaluate
+from jaxcold.eval.rank import top_k
+from jaxcold.eval.report import Progress
+from jaxcold.models import sasrec
+from jaxcold.recommender import _ids, _listed, _some
+from jaxcold.train.loop import DivergedError
+from jaxcold.train.loop import fit as run
+from jaxcold.train.optim import sasrec as optimizer_of
+from jaxcold.train.step import TrainState, init_state, make_step
+from jaxcold.types import Csr, DataError, EvalSlice, Representations
+
+MODEL = "sasrec"  # what model.json calls it
+
+_ROOM = 1024  # the table grows by this many rows, so that new items rarely need a new program
+_SCORES = 2**20  # of a block of users, as far as its number of users stays in _USERS
+_USERS = (32, 256)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SASRec:
+    """Recommends what a user takes next, by the order of what they took; new items included.
+
+    Made by `SASRec.fit`, `SASRec.from_training` or `SASRec.load`. It knows items and no users: a
+    user is a list of items, the latest last. An item is warm if training read it; a cold one is
+    placed by its content.
+
+    Example:
+        >>> import numpy as np, pandas as pd
+        >>> log = pd.DataFrame([(u, (u + t) % 6, t) for u in range(20) for t in range(4)])
+        >>> log.columns = ["user", "item", "time"]
+        >>> text = pd.DataFrame(np.random.default_rng(0).normal(size=(7, 3)))
+        >>> model = SASRec.fit(log, text, dim=2, max_length=4, epochs=1, progress=False)
+        >>> model.cold_items.tolist()
+        [6]
+        >>> model.recommend({"ann": [3, 4]}, candidates="cold")[["user", "item", "rank"]]
+          user  item  rank
+        0  ann     6     1
+        >>> model.add_items([7, 8], np.ones((2, 3))).cold_items.tolist()
+        [6, 7, 8]
+    """
+
+    items: pd.Index  # [I] external ids
+    item: np.ndarray  # f32[I, dim]: trained rows of warm items, reduced content of cold ones
+    warm: np.ndarray  # bool[I]: training read the item
+    width: int | None  # number of raw content features; None for a table without content
+    reduction: reduction.Reduction | None  # raw content to `dim` numbers; None takes it as it is
+    options: Mapping[str, Any]  # of `jaxcold.models.sasrec.build`, and how it was trained
+    encoder: Mapping[str, np.ndarray]  # parameters by path, without the item table
+
+    @classmethod
+    def fit(
+        cls,
+        interactions: pd.DataFrame,
+        content: pd.DataFrame | None,
+        *,
+        item_table: sasrec.ItemTable = "delta",
+        max_delta_norm: float = 0.5,
+        dim: int = 64,
+        max_length: int = 64,
+        epochs: int = 100,
+        patience: int = 5,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        seed: int = 0,
+        val_share: float = 0.1,
+        progress: bool = True,
+        **options: Any,
+    ) -> "SASRec":
+        """Trains on most users; the last items of the others choose the epoch that is kept.
+
+        Each user's rows are sorted by time, equal times in the order of the frame; an item that
+        follows itself counts once. Users with one item are left out.
+
+        Args:
+            interactions: columns ``user`` and ``item`` with ids, whole numbers or strings, and
+                ``time``, numbers or dates; other columns are ignored.
+            content: a row of numbers per item, the index holds item ids. Items that no training
+                user took are cold: they can be recommended at once. None trains on ids alone:
+                ``item_table="random"``, which ignores content.
+            item_table: "random", "content", "frozen" or "delta", see `jaxcold.models.sasrec`.
+            max_delta_norm: how far "delta" may move an item from its content, whose norm is 1.
+            dim: size of an embedding; content is reduced to it.
+            max_length: items that the model looks back.
+            epochs: passes over the training users, at most.
+            patience: epochs without a better NDCG@10 after which training ends.
+            batch_size: users of a step.
+            learning_rate: of Adam.
+            seed: equal seeds and data give equal models on one machine.
+            val_share: share of the users that is held out, between 0 and 1.
+            progress: show a bar.
+            **options: of `jaxcold.models.sasrec.build`: loss, alpha, tau, negatives, calibration,
+                blocks, heads, dropout, windows, reduce.
+
+        Raises:
+            DataError: naming the column, row or id at fault.
+            ValueError: for an argument out of range.
+            DivergedError: if the loss is not finite.
+
+        Source: "Let It Go? Not Quite", sections 3 and 4.1, and its code for the early stopping.
+        """
+        for name, value in (("epochs", epochs), ("patience", patience), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is at least 1, not {value}")
+        if not 0 < val_share < 1:
+            raise ValueError(f"val_share is between 0 and 1, not {val_share}")
+        if content is None or item_table == "random":
+            content, item_table = None, "random"
+        options = {
+            "item_table": item_table,
+            "max_delta_norm": max_delta_norm,
+            "dim": dim,
+            "max_length": max_length,
+            **options,
+        }
+        _refuse_reference(options)
+        dataset = _dataset(interactions, content, val_share, seed)
+        model = sasrec.build(dataset, batch_size=batch_size, **options)
+        optimizer = optimizer_of(learning_rate, max_delta_norm if item_table == "delta" else None)
+        asked = questions.slices(dataset)["val/total"]
+        best: dict[str, Any] = {"ndcg": -1.0}
+
+        def on_epoch(epoch: int, state: TrainState) -> bool:
+            found = top_k(model.represent(state.params, state.extra, "val"), asked, 10)
+            ndcg = evaluate(found, asked, [10]).mean()["ndcg@10"]
+            if ndcg > best["ndcg"]:
+                # A copy: the next step gives the state's buffers away.
+                best.update(ndcg=ndcg, epoch=epoch, params=jax.tree.map(np.array, state.params))
+            return epoch - best["epoch"] >= patience
+
+        total = epochs * model.steps_per_epoch
+        shown = Progress("SASRec", total=total, unit="steps") if progress else None
+        with shown or contextlib.nullcontext():
+            try:
+                run(
+                    model,
+                    make_step(model, optimizer),
+                    init_state(model, optimizer, seed),
+                    epochs=epochs,
+                    seed=seed,
+                    on_step=lambda _, logs: shown.advance(1, logs["loss"]) if shown else None,
+                    on_epoch=on_epoch,
+                )
+            except DivergedError as error:
+                raise DivergedError(f"{error}; try a lower learning_rate") from None
+        options |= {
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "epoch": best["epoch"],
+            "val_ndcg@10": best["ndcg"],
+        }
+        return cls.from_training(dataset, best["params"], options)
+
+    @classmethod
+    def from_training(
+        cls, dataset: SequenceDataset, params: Any, options: Mapping[str, Any]
+    ) -> "SASRec":
+        """What training leaves, made servable.
+
+        Args:
+            dataset: that the model was built on. With ``item_table="random"`` its cold items have
+                no vectors, and the recommender does not know them.
+            params: trained.
+            options: keyword arguments of `jaxcold.models.sasrec.build`, where those that are
+                missing have its defaults; what else there is, is for the record. JSON can hold
+                it.
+
+        Raises:
+            DataError: if the data set lacks the content that the model was trained on.
+            ValueError: for ``reference=True``, where lists depend on who else is asked.
+        """
+        defaults = inspect.signature(sasrec.build).parameters.values()
+        options = {p.name: p.default for p in defaults if p.default is not p.empty} | {**options}
+        options = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in options.items()
+        }
+        _refuse_reference(options)
+        arrays = _by_path(params)
+        rows, delta = arrays.pop("items", None), arrays.pop("delta", None)
+        warm = np.arange(dataset.num_items) < dataset.num_warm
+        ids = _ids(dataset.item_ids, "item")
+        fitted, width = None, None
+        if options["item_table"] == "random":
+            assert rows is not None
+            ids, warm, item = ids[warm], warm[warm], rows[1:]
+        else:
+            item = sasrec.contents(dataset, options["dim"], options["reduce"])
+            assert dataset.content is not None
+            width = dataset.content.shape[1]
+            if options["reduce"] == "always":
+                fitted = reduction.fit(dataset.content[: dataset.num_warm], options["dim"])
+            if rows is not None:
+                item[warm] = rows[1:]
+            elif delta is not None:
+                item[warm] += delta[1:]
+        return cls(ids, item, warm, width, fitted, options, arrays)
+
+    @property
+    def cold_items(self) -> pd.Index:
+        """Ids of the items that no training user took."""
+        return self.items[~self.warm]
+
+    def embed(self, content: pd.DataFrame | np.ndarray) -> np.ndarray:
+        """Vectors of items that nobody took, from their content.
+
+        Args:
+            content: raw features as for `fit`, a row per item.
+
+        Returns:
+            f32[n, dim] unit rows, in the order of the rows.
+
+        Raises:
+            DataError: for rows of another width, or with values that are not finite.
+            ValueError: if the model was trained without content.
+        """
+        return self._embed(_features(content))
+
+    def add_items(self, ids: Iterable[Hashable], content: pd.DataFrame | np.ndarray) -> "SASRec":
+        """A recommender that knows more items, cold ones; `self` stays as it is.
+
+        Args:
+            ids: of the new items.
+            content: raw features as for `fit`: an array with a row per id, or a frame indexed by
+                these ids, in any order.
+
+        Raises:
+            DataError: for an id that is known already or content that does not fit.
+            ValueError: if the model was trained without content.
+        """
+        new = _ids(ids, "item")
+        known = new[new.isin(self.items)]
+        if len(known):
+            raise DataError(f"{_some('item', known)} known already; an item's content is fixed")
+        if isinstance(content, pd.DataFrame):
+            found = _ids(content.index, "content item")
+            for left, what in (
+                (new[~new.isin(found)], "in ids but not in content"),
+                (found[~found.isin(new)], "in content but not in ids"),
+            ):
+                if len(left):
+                    raise DataError(f"{_some('item', left)} {what}; give each new item one row")
+            content = content.iloc[found.get_indexer(new)]
+        rows = _features(content)
+        if len(rows) != len(new):
+            raise DataError(f"content has {len(rows)} rows for {len(new)} ids; give one per item")
+        return dataclasses.replace(
+            self,
+            items=_ids([*self.items, *new], "item"),
+            item=np.concatenate([self.item, self._embed(rows)]),
+            warm=np.concatenate([self.warm, np.zeros(len(new), bool)]),
+        )
+
+    def recommend(
+        self,
+        histories: Mapping[Any, Iterable[Hashable]],
+        k: int = 10,
+        *,
+        candidates: str | Iterable[Hashable] = "all",
+        remove_seen: bool = True,
+        unknown: str = "error",
+    ) -> pd.DataFrame:
+        """The best k items to come next for each user.
+
+        A list depends on its user's history alone, not on who else is asked.
+
+        Args:
+            histories: item ids by user, the latest last. As in training, an item that follows
+                itself counts once.
+            k: items per user.
+            candidates: what may be recommended: "all", "warm", "cold", or item ids.
+            remove_seen: leave out what the history holds.
+            unknown: items of a history that the model does not know are an "error", or "drop"
+                them.
+
+        Returns:
+            Columns user, item, rank (from 1) and score (the dot product), users in the order
+            asked for, best items first, equal scores in the order of `items`. A user for whom
+            fewer than k candidates remain has fewer rows; one without history has none.
+
+        Raises:
+            DataError: naming ids that are unknown.
+            ValueError: for another argument out of range.
+        """
+        if unknown not in ("error", "drop"):
+            raise ValueError(f'unknown is "error" or "drop", not {unknown!r}')
+        names, history = self._histories(histories, unknown)
+        pool = self._pool(candidates)
+        asked = np.flatnonzero(history.counts)
+        names, history = names.take(asked), history.take(asked)
+        # The shape of a product decides how it is rounded: the users asked for must not decide it.
+        size = int(np.clip(_SCORES // max(len(pool), 1), *_USERS))
+        spare = -len(asked) % size
+        seen = history if remove_seen else history.take(np.zeros(0, int))
+        indptr = np.zeros(len(asked) + spare + 1, np.int64)
+        indptr[1:] = len(seen.indices)
+        indptr[: seen.rows + 1] = seen.indptr
+        user = np.concatenate([self._users(history), np.zeros((spare, self.item.shape[1]))])
+        piece = EvalSlice(
+            users=np.arange(len(user), dtype=np.int32),
+            positives=Csr(np.zeros(len(user) + 1, np.int64), np.zeros(0, np.int32)),
+            exclude=Csr(indptr, seen.indices),
+            candidates=pool,
+            items=pool,
+        )
+        found = top_k(Representations(user, self.item), piece, k, block_users=size)
+        row, column = np.nonzero(found.items[: len(asked)] >= 0)
+        return pd.DataFrame(
+            {
+                "user": names.take(row),
+                "item": self.items.take(found.items[row, column]),
+                "rank": column + 1,
+                "score": found.scores[row, column],
+            }
+        )
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the recommender into a folder of its own; no pickle.
+
+        The folder appears whole or not at all, and one that holds an older recommender holds that
+        or this one at any moment, whatever interrupts the writing.
+
+        Raises:
+            DataError: if the folder holds anything else.
+        """
+        arrays: dict[str, Any] = {f"encoder/{path}": rows for path, rows in self.encoder.items()}
+        arrays |= {"items/embedding": self.item, "items/warm": self.warm}
+        if self.reduction is not None:
+            arrays |= {f"reduction/{name}": x for name, x in self.reduction._asdict().items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        files = {
+            "arrays.npz": buffer.getvalue(),
+            "ids.json": json.dumps({"items": self.items.tolist()}).encode(),
+        }
+        meta = {"model": MODEL, "width": self.width, "options": dict(self.options)}
+        artifact.write(folder, meta, files)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "SASRec":
+        """Reads what `save` wrote: the same bits for embeddings and recommendations.
+
+        Raises:
+            DataError: naming the file that is absent or damaged, and what to do.
+        """
+        meta, files = artifact.read(folder, ("arrays.npz", "ids.json"))
+        if meta.get("model") != MODEL:
+            raise DataError(
+                f"{folder}: holds a model of kind {meta.get('model')!r}, not {MODEL!r}; read it "
+                "with jaxcold.load"
+            )
+        try:
+            with np.load(io.BytesIO(files["arrays.npz"]), allow_pickle=False) as archive:
+                arrays = dict(archive)
+            fields = [f"reduction/{name}" for name in reduction.Reduction._fields]
+            loaded = cls(
+                items=_ids(json.loads(files["ids.json"])["items"], "item"),
+                item=arrays["items/embedding"],
+                warm=arrays["items/warm"],
+                width=meta["width"],
+                reduction=reduction.Reduction(*(arrays[name] for name in fields))
+                if fields[0] in arrays
+                else None,
+                options=meta["options"],
+                encoder={
+                    name.removeprefix("encoder/"): rows
+                    for name, rows in arrays.items()
+                    if name.startswith("encoder/")
+                },
+            )
+            shapes = loaded.item.shape, loaded.warm.shape
+            count = len(loaded.items)
+            if shapes != ((count, loaded.options["dim"]), (count,)):
+                raise ValueError(f"{count} items with arrays of shapes {shapes}")
+            _ = loaded._served
+            return loaded
+        except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{folder}: does not hold a whole recommender ({' '.join(str(error).split())}); "
+                "save it again"
+            ) from None
+
+    def _embed(self, rows: np.ndarray) -> np.ndarray:
+        if self.width is None:
+            raise ValueError(
+                "the model knows ids alone (item_table='random'), and no content; fit one with "
+                "content"
+            )
+        if rows.shape[1] != self.width:
+            raise DataError(
+                f"content has {rows.shape[1]} columns; the model was trained on {self.width}"
+            )
+        return vectors.unit_rows(rows) if self.reduction is None else self.reduction(rows)
+
+    def _histories(
+        self, histories: Mapping[Any, Iterable[Hashable]], unknown: str
+    ) -> tuple[pd.Index, Csr]:
+        """Who asks, and rows of item numbers in the order of time."""
+        if not isinstance(histories, Mapping):
+            raise DataError(
+                "histories is a mapping of users to lists of item ids; make a dictionary of it, "
+                "for example by to_dict()"
+            )
+        lists = [_listed(taken, f"histories[{name!r}]") for name, taken in histories.items()]
+        ids = [item for taken in lists for item in taken]
+        item = self.items.get_indexer(_listed(ids, "histories"))
+        user = np.repeat(np.arange(len(lists)), [len(taken) for taken in lists])
+        known = item >= 0
+        if unknown == "error" and not known.all():
+            strange = dict.fromkeys(name for name, good in zip(ids, known, strict=True) if not good)
+            raise DataError(
+                f"histories: {_some('item', strange)} unknown; add them with add_items, or leave "
+                'them out by unknown="drop"'
+            )
+        item, user = item[known], user[known]
+        changes = np.ones(len(item), bool)
+        changes[1:] = (item[1:] != item[:-1]) | (user[1:] != user[:-1])
+        names = pd.Index(list(histories), tupleize_cols=False)
+        return names, Csr.from_pairs(user[changes], item[changes], len(lists))
+
+    def _pool(self, candidates: str | Iterable[Hashable]) -> np.ndarray:
+        """i32[C]: the numbers of the items that may be recommended, ascending."""
+        if isinstance(candidates, str):
+            known = {"all": np.ones(len(self.items), bool), "warm": self.warm, "cold": ~self.warm}
+            if candidates not in known:
+                raise ValueError(
+                    f'candidates is "all", "warm", "cold" or a list of item ids, not {candidates!r}'
+                )
+            if candidates == "cold" and self.width is None:
+                raise ValueError(
+                    'candidates="cold": a model of ids alone (item_table="random") has no vectors '
+                    "for cold items; fit one with content"
+                )
+            return np.flatnonzero(known[candidates]).astype(np.int32)
+        asked = _listed(candidates, "candidates")
+        rows = self.items.get_indexer(asked)
+        if (rows < 0).any():
+            raise DataError(
+                f"candidates: {_some('item', asked[rows < 0])} unknown; add them with add_items, "
+                "or leave them out"
+            )
+        return np.unique(rows).astype(np.int32)
+
+    def _users(self, history: Csr) -> np.ndarray:
+        """f32[n, dim]: what each history, none of them empty, leads to."""
+        graphdef, params, table = self._served
+        length = self.options["max_length"]
+        history = packing.cut(history, length)
+        # One more row, as long as can be and read by nobody, so that the lengths of rectangles,
+        # and with them programs and rounding, are the same whoever is asked for.
+        longest = Csr(
+            np.append(history.indptr, history.indptr[-1] + length),
+            np.append(history.indices, np.zeros(length, np.int32)),
+        )
+        found = np.zeros((longest.rows, self.item.shape[1]), np.float32)
+        for members, tokens, last in packing.blocks(longest, None):
+            if members[0] < history.rows:
+                hidden = _encode(graphdef, params, table, tokens, last)
+                found[members] = np.asarray(hidden)[: len(members)]
+        return found[:-1]
+
+    @functools.cached_property
+    def _served(self) -> tuple[nnx.GraphDef, nnx.State, jax.Array]:
+        """The encoder and its item table on the device."""
+        graphdef, params = _encoder(self.options, self.encoder)
+        rows = -(-(len(self.item) + 1) // _ROOM) * _ROOM
+        table = np.zeros((rows, self.item.shape[1]), np.float32)
+        table[1 : len(self.item) + 1] = self.item  # row 0 is no item
+        return graphdef, params, jnp.asarray(table)
+
+
+def load(folder: str | os.PathLike) -> SASRec:
+    """Reads a saved recommender; see `SASRec.load`."""
+    return SASRec.load(folder)
+
+
+def _path(keys: tuple[Any, ...]) -> str:
+    return "/".join(str(key.key) for key in keys if hasattr(key, "key"))
+
+
+def _by_path(params: Any) -> dict[str, np.ndarray]:
+    """Parameters by path, such as "blocks/0/query/kernel"."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {_path(keys): np.asarray(leaf) for keys, leaf in leaves}
+
+
+def _encoder(
+    options: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The module without an item table of its own, and its parameters.
+
+    Raises:
+        KeyError, TypeError, ValueError: for options or arrays of another model.
+    """
+
+    def make() -> sasrec.SASRec:
+        return sasrec.SASRec(
+            0,
+            options["dim"],
+            options["max_length"],
+            item_table="frozen",
+            blocks=options["blocks"],
+            heads=options["heads"],
+            dropout=0.0,
+            rngs=nnx.Rngs(params=0),
+        )
+
+    def filled(keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        rows = arrays[_path(keys)]
+        if rows.shape != leaf.shape:
+            raise ValueError(f"{_path(keys)} is {list(rows.shape)}, not {list(leaf.shape)}")
+        return jnp.asarray(rows)
+
+    graphdef, params = nnx.split(nnx.eval_shape(make))
+    return graphdef, jax.tree_util.tree_map_with_path(filled, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    table: jax.Array,
+    tokens: packing.Tokens,
+    last: jax.Array,
+) -> jax.Array:
+    """Hidden states [n, dim] of the tokens at the places `last` [n]."""
+    return nnx.merge(graphdef, params)(table, tokens)[last]
+
+
+def _refuse_reference(options: Mapping[str, Any]) -> None:
+    if options.get("reference"):
+        raise ValueError(
+            "reference=True repeats defects of published code, by which a list depends on who "
+            "else is asked; train without it to serve"
+        )
+
+
+def _features(content: pd.DataFrame | np.ndarray) -> np.ndarray:
+    """f[n, F]: content as numbers, all of them finite."""
+    if isinstance(content, pd.DataFrame):
+        for column, dtype in content.dtypes.items():
+            if not pd.api.types.is_numeric_dtype(dtype):
+                raise DataError(f"content: column {column!r} holds {dtype}; keep numbers alone")
+        table = content.to_numpy(np.float32, na_value=np.nan)
+    else:
+        table = np.asarray(content)
+        if table.dtype.kind in "iub":
+            table = table.astype(np.float32)
+    if table.dtype.kind != "f" or table.ndim != 2 or not table.size:
+        raise DataError(
+            f"content is {table.dtype}{list(table.shape)}, not numbers [items, features]"
+        )
+    finite = np.isfinite(table)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        which = (
+            f"item {content.index[row]!r}" if isinstance(content, pd.DataFrame) else f"row {row}"
+        )
+        raise DataError(
+            f"content: {which} is not finite ({table[row, column]} in column {column}, counted "
+            "from 0); write numbers, or leave the item out"
+        )
+    return table
+
+
+def _dataset(
+    interactions: pd.DataFrame, content: pd.DataFrame | None, val_share: float, seed: int
+) -> SequenceDataset:
+    """The log as a data set whose test questions, which nobody asks, are those of validation."""
+    rows, items = _log(interactions)
+    features = None
+    if content is not None:
+        if not isinstance(content, pd.DataFrame):
+            raise DataError("content is a data frame with a row per item, indexed by item id")
+        known = _ids(content.index, "content item")
+        features = _features(content)
+        at = known.get_indexer(items)
+        if (at < 0).any():
+            shown = ", ".join(map(repr, known[:3].tolist()))
+            raise DataError(
+                f"interactions: {_some('item', items[at < 0])} without content (content holds "
+                f"{shown}, ...); give content for it, or drop its interactions"
+            )
+        rows, items = rows.assign(item=at[rows["item"]]), known
+    rows = sequences.drop_repeats(rows)
+    rows = rows[rows.groupby("user")["user"].transform("size") >= 2]
+    users = rows["user"].unique()
+    held = max(round(val_share * len(users)), 1)
+    if held >= len(users):
+        raise DataError(
+            f"interactions: {len(users)} users took two items or more, and {held} of them are to "
+            f"be held out; give more data, or lower val_share={val_share:g}"
+        )
+    held_out = np.random.default_rng([seed, 2]).permutation(users)[:held]
+    validates = rows["user"].isin(held_out)
+    train, val = rows[~validates], rows[validates]
+    cold = np.setdiff1d(np.arange(len(items)), train["item"])
+    dataset = sequences.assemble("interactions", train, val, val, cold=cold)
+    numbers = dataset.item_ids
+    return dataclasses.replace(
+        dataset,
+        item_ids=items.to_numpy()[numbers],
+        content=None if features is None else features[numbers],
+    )
+
+
+def _log(interactions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Index]:
+    """The log with users, items and times counted from 0, and the ids of the items."""
+    fields = ("user", "item", "time")
+    if not isinstance(interactions, pd.DataFrame) or not {*fields} <= {*interactions.columns}:
+        raise DataError('interactions is a data frame with columns "user", "item" and "time"')
+    if not len(interactions):
+        raise DataError("interactions has no rows; give one per click")
+    time = interactions["time"].dtype
+    if not (pd.api.types.is_numeric_dtype(time) or pd.api.types.is_datetime64_any_dtype(time)):
+        raise DataError(
+            f'interactions: column "time" holds {time}, not numbers or dates; convert it, for '
+            "example by pandas.to_datetime"
+        )
+    codes, found = {}, {}
+    for field in fields:
+        codes[field], found[field] = pd.factorize(interactions[field], sort=field == "time")
+        if (codes[field] < 0).any():
+            raise DataError(
+                f"interactions: row {int(np.argmax(codes[field] < 0))} (counted from 0) has no "
+                f"{field}; drop it"
+            )
+    _ids(found["user"], "user")
+    return pd.DataFrame(codes), _ids(found["item"], "item")
