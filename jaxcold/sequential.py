@@ -54,7 +54,8 @@ class SASRec:
         >>> log = pd.DataFrame([(u, (u + t) % 6, t) for u in range(20) for t in range(4)])
         >>> log.columns = ["user", "item", "time"]
         >>> text = pd.DataFrame(np.random.default_rng(0).normal(size=(7, 3)))
-        >>> model = SASRec.fit(log, text, dim=2, max_length=4, epochs=1, progress=False)
+        >>> small = {"dim": 2, "max_length": 4, "blocks": 1, "dropout": 0.0}
+        >>> model = SASRec.fit(log, text, epochs=1, progress=False, **small)
         >>> model.cold_items.tolist()
         [6]
         >>> model.recommend({"ann": [3, 4]}, candidates="cold")[["user", "item", "rank"]]

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import jaxcold
 from jaxcold import artifact, sequential
 from jaxcold.data.sequences import Questions, SequenceDataset
 from jaxcold.models import sasrec
@@ -54,14 +55,8 @@ def one_program():
 
 def fit(epochs, **changes):
     log, content = frames()
-    arguments = {
-        "batch_size": USERS,
-        "learning_rate": 0.03,
-        "progress": False,
-        **OPTIONS,
-        **changes,
-    }
-    return SASRec.fit(log, content, epochs=epochs, **arguments)
+    options = {**OPTIONS, "max_length": 4, "batch_size": USERS, "learning_rate": 0.03, **changes}
+    return SASRec.fit(log, content, epochs=epochs, **{"progress": False, **options})
 
 
 @pytest.fixture(scope="module")
@@ -164,27 +159,24 @@ def test_candidates_are_all_warm_cold_or_named(model):
     assert set(model.recommend(asked, candidates=some)["item"]) == {*some}
 
 
-def test_a_list_depends_on_its_own_history_alone(model):
+def test_a_list_depends_on_its_own_history_alone(quick):
     rng = np.random.default_rng(1)
-    asked = {
-        user: [name(i) for i in rng.integers(0, 28, rng.integers(1, 11))] for user in range(300)
-    }
-    whole = model.recommend(asked, 5).set_index("user")
-    other = model.recommend(dict(reversed(asked.items())), 5).set_index("user")
+    asked = {user: rng.choice(quick.items, rng.integers(1, 9)) for user in range(300)}
+    whole = quick.recommend(asked, 5).set_index("user")
+    other = quick.recommend(dict(reversed(asked.items())), 5).set_index("user")
     assert other.index[0] == 299
     pd.testing.assert_frame_equal(whole, other.loc[whole.index.unique()])
     for user in (0, 31, 150, 299):
-        alone = model.recommend({user: asked[user]}, 5).set_index("user")
+        alone = quick.recommend({user: asked[user]}, 5).set_index("user")
         pd.testing.assert_frame_equal(alone, whole.loc[[user]])
 
 
-def test_whoever_is_asked_for_the_programs_are_the_same(model):
-    model.recommend({0: [name(1)], 1: [name(i) for i in range(9)]})
+def test_whoever_is_asked_for_the_programs_are_the_same(quick):
+    quick.recommend({0: [100], 1: [*range(100, 109)]})
     before = sequential._encode._cache_size()
-    for length in range(1, 12):
-        model.recommend({user: [name(i) for i in range(length)] for user in range(length)})
-    more = model.add_items(["new"], np.ones((1, 8)))
-    more.recommend({0: ["new"]})
+    for length in range(1, 10):
+        quick.recommend({user: range(100, 100 + length) for user in range(length)})
+    quick.add_items([1], np.ones((1, 8))).recommend({0: [1]})
     assert sequential._encode._cache_size() == before
 
 
@@ -557,3 +549,13 @@ def test_a_table_of_ids_refuses_content(without_content, call, message):
 def test_a_recommender_does_not_change(quick):
     with pytest.raises(dataclasses.FrozenInstanceError):
         quick.item = None
+
+
+def test_load_tells_the_kinds_of_models_apart(tmp_path):
+    _, _, _, served = untrained()
+    served.save(tmp_path / "model")
+    loaded = jaxcold.load(tmp_path / "model")
+    assert isinstance(loaded, jaxcold.SASRec)
+    np.testing.assert_array_equal(loaded.item, served.item)
+    with pytest.raises(DataError, match=r"holds a model of kind 'sasrec', not 'semco'; read it"):
+        jaxcold.SEMCo.load(tmp_path / "model")
