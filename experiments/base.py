@@ -12,6 +12,15 @@ from ml_collections import config_dict
 
 MODELS = ("semco", "semco_offline", "semco_online")
 
+# What follows the colon for a sequential data set, and its config.model.item_table.
+SEQUENTIAL = {
+    "sasrec": "random",
+    "sasrec_content": "content",
+    "sasrec_frozen": "frozen",
+    "sasrec_delta": "delta",
+    "content_knn": None,
+}
+
 # Fields of config.model that a data set's tables fill where a run leaves them unset.
 TUNABLE = ("tau", "l2", "teacher_tau", "lam", "omega", "positives", "ema", "warmup_epochs")
 
@@ -57,23 +66,14 @@ def get_config(
     """
     if model not in MODELS:
         raise ConfigError(f"model {model!r} is unknown; choose one of: {', '.join(MODELS)}")
-    c = config_dict.ConfigDict()
-    c.about = about
-    c.seeds = (0, 1, 2, 3, 4)  # one training run each; results are their mean and deviation
-
-    c.data = config_dict.ConfigDict()
-    c.data.name = dataset
-    c.data.root = config_dict.placeholder(str)  # unset: $JAXCOLD_DATA/NAME, then the user's cache
+    c = _common(about, dataset)
     c.data.reader = config_dict.placeholder(str)  # mmrec | authors; unset: whichever is there
     c.data.content = "files"  # files | raw (citeulike-a: computed from the published files)
     c.data.modes = config_dict.placeholder(tuple)  # content modes in order; unset: all, by name
-    c.data.split_file = config_dict.placeholder(str)  # .npz of a split; unset: one from split_seed
-    c.data.split_seed = 42
     c.data.duplicates = "error"  # error | drop: repeated pairs of a user and an item
     c.data.allow_unused = False  # accept users and items without interactions
     c.data.missing_modes = False  # rows of zeros or NaN mean that an item lacks the mode
     c.data.mmap = False  # leave feature files on disk; with encode="active" also while training
-    c.data.published = ""  # where the files can be had
 
     c.model = config_dict.ConfigDict()
     c.model.name = model
@@ -115,12 +115,85 @@ def get_config(
         }[model]
     )
 
-    c.train = config_dict.ConfigDict()
     # Of semco_offline: the student's, after the teacher's. Of semco_online unset: tuned.
     c.train.epochs = config_dict.placeholder(int) if model == "semco_online" else 15
     c.train.batch_size = 2048
     c.train.learning_rate = 1e-3  # decays to 0 by a cosine over all steps
-    c.train.eval_every = 1  # epochs between evaluations on cold validation
+    return c.lock()
+
+
+def get_sequence_config(model: str, *, dataset: str, about: str) -> config_dict.ConfigDict:
+    """The defaults of a sequential data set: the values of "Let It Go? Not Quite".
+
+    Args:
+        model: what follows the colon in ``--config=FILE.py:MODEL``.
+        dataset: its name, also of its folder.
+        about: the header of the config file, shown when its data are absent.
+
+    Raises:
+        ConfigError: for an unknown model, listing the known ones.
+    """
+    if model not in SEQUENTIAL:
+        raise ConfigError(f"model {model!r} is unknown; choose one of: {', '.join(SEQUENTIAL)}")
+    c = _common(about, dataset)
+    c.data.layout = config_dict.placeholder(str)  # inter | letitgo | beauty | zvuk | amazon_m2
+    c.data.protocol = "temporal"  # temporal | random_cold: logs with an order but without a clock
+    c.data.quantile = 0.9  # share of the interactions before the boundary of "temporal"
+    c.data.n_core = 3  # of those
+    c.data.val_share = 0.1  # users that validate; with random_cold as many are for test
+    c.data.cold_share = 0.15  # items that random_cold makes cold
+    c.data.mode = config_dict.placeholder(str)  # MODE_feat.npy; unset: the only one; "none"
+    c.data.min_rating = config_dict.placeholder(float)  # keep ratings above it; unset: all
+    c.data.repeats = "drop"  # drop | keep an item that follows itself
+    c.data.max_users = config_dict.placeholder(int)  # drawn at random; unset: all
+    # WORKDIR of a finished SEMCo run: its embeddings of the items take the place of their content.
+    c.data.item_content = config_dict.placeholder(str)
+
+    c.model = config_dict.ConfigDict()
+    c.model.name = "content_knn" if model == "content_knn" else "sasrec"
+    c.model.max_length = 64  # items that the model looks back
+    if model != "content_knn":
+        c.model.item_table = SEQUENTIAL[model]  # random | content | frozen | delta
+        c.model.max_delta_norm = 0.5  # of a row of the delta; a row of content has norm 1
+        c.model.loss = "full"  # full | sampled | gbce
+        c.model.alpha = 1.0  # of the loss: 1 softmax, 1.5 entmax15, 2 sparsemax
+        c.model.tau = 1.0  # its temperature
+        c.model.negatives = 256  # items drawn per step for sampled and gbce
+        c.model.calibration = 0.75  # t of gbce
+        c.model.dim = 128
+        c.model.blocks = 2
+        c.model.heads = 1
+        c.model.dropout = 0.3
+        c.model.windows = "last"  # last | all windows of a user are learnt from
+        c.model.reduce = "always"  # always | never: standardise, PCA, unit rows
+        c.model.reference = False  # the published code's padding mask, positions and padding item
+
+    c.train.epochs = 100
+    c.train.batch_size = 128
+    c.train.learning_rate = 1e-3
+    c.train.patience = 5
+    c.eval.cutoffs = (10,)
+    return c.lock()
+
+
+def _common(about: str, dataset: str) -> config_dict.ConfigDict:
+    """What every config has."""
+    c = config_dict.ConfigDict()
+    c.about = about
+    c.seeds = (0, 1, 2, 3, 4)  # one training run each; results are their mean and deviation
+
+    c.data = config_dict.ConfigDict()
+    c.data.name = dataset
+    c.data.root = config_dict.placeholder(str)  # unset: $JAXCOLD_DATA/NAME, then the user's cache
+    c.data.split_file = config_dict.placeholder(str)  # .npz of a split; unset: one from split_seed
+    c.data.split_seed = 42
+    c.data.published = ""  # where the files can be had
+
+    c.train = config_dict.ConfigDict()
+    c.train.eval_every = 1  # epochs between evaluations on validation
+    # Evaluations without a gain after which training ends, and the best state is taken; unset: the
+    # last one.
+    c.train.patience = config_dict.placeholder(int)
 
     c.checkpoint = config_dict.ConfigDict()
     c.checkpoint.every_steps = config_dict.placeholder(int)  # unset: once an epoch
@@ -128,7 +201,7 @@ def get_config(
     c.eval = config_dict.ConfigDict()
     c.eval.cutoffs = (20,)
     c.eval.figure = True  # draw WORKDIR/summary.png
-    return c.lock()
+    return c
 
 
 def _students(
@@ -162,6 +235,9 @@ def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
         ConfigError: naming the field and what it may be.
     """
     c = config.copy_and_resolve_references()
+    if c.model.name in ("sasrec", "content_knn"):
+        _check(c)
+        return c
     gradient, _ = map_of(c)
     table, values = c.model.tuned.get(gradient, {}), tuned(c)
     if c.train.epochs is None and "epochs" in values:
@@ -202,7 +278,10 @@ def _check(c: config_dict.ConfigDict) -> None:
     every = c.checkpoint.every_steps
     need(every is None or every >= 1, "checkpoint.every_steps", "at least 1", every)
     need(c.train.learning_rate > 0, "train.learning_rate", "above 0", c.train.learning_rate)
-    need(c.model.l2 >= 0, "model.l2", "at least 0", c.model.l2)
+    patience = c.train.patience
+    need(patience is None or patience >= 1, "train.patience", "at least 1", patience)
+    if "l2" in c.model:
+        need(c.model.l2 >= 0, "model.l2", "at least 0", c.model.l2)
     if "teacher_epochs" in c.model:
         need(
             c.model.teacher_epochs >= 1,

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import main, runner
+from experiments import task as tasks
 from experiments.base import ConfigError
 from jaxcold.data.dataset import PARTS
 from jaxcold.eval import report
@@ -96,7 +97,7 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
 
 def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Model and map of each run, and the fields by which runs of the same differ."""
-    titles = [runner.title_of(c["model"]["name"], c["model"]["alpha"]) for c in configs]
+    titles = [tasks.title(c["model"]) for c in configs]
     names = []
     for title, config in zip(titles, configs, strict=True):
         alike = [c for t, c in zip(titles, configs, strict=True) if t == title]

@@ -15,29 +15,21 @@ import numpy as np
 from ml_collections import config_dict
 from rich.console import Console
 
+from experiments import task as tasks
 from experiments.base import ConfigError, StoppedError
-from jaxcold import models
-from jaxcold.data.dataset import Dataset
-from jaxcold.data.loading import load
-from jaxcold.data.splits import write_split
+from experiments.task import Task
 from jaxcold.eval import report
 from jaxcold.eval.figure import figure
 from jaxcold.eval.metrics import Metrics, evaluate
 from jaxcold.eval.rank import random_top_k, top_k
 from jaxcold.files import write_atomic
-from jaxcold.models import content_knn
-from jaxcold.models.distillation import clock_of
-from jaxcold.recommender import SEMCo
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.loop import DivergedError, fit
-from jaxcold.train.optim import adam_coupled_l2, cosine, distillation
 from jaxcold.train.step import Step, TrainState, init_state, make_step
 from jaxcold.types import EvalSlice, Model, Representations
 
 CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
 RESULTS_FILE, USERS_FILE, CHECKPOINTS = "results.json", "per_user.npz", "checkpoints"
-FAMILY = {"semco": "SEMCo", "semco_offline": "SEMCo-Offline", "semco_online": "SEMCo-Online"}
-TITLE = {1.0: "softmax", 1.5: "entmax15", 2.0: "sparsemax"}
 
 BySlice = Mapping[str, Metrics]
 
@@ -46,8 +38,9 @@ class Run(NamedTuple):
     """Everything that the seeds of a run share."""
 
     config: config_dict.ConfigDict  # resolved
+    task: Task
     workdir: pathlib.Path
-    dataset: Dataset
+    dataset: Any
     slices: Mapping[str, EvalSlice]
     model: Model
     optimizer: Any
@@ -86,16 +79,27 @@ def run(
     baselines = _yardsticks(prepared)
     seconds = time.monotonic() - start + sum(before for _, before in trained)
     results = _results(prepared, by_seed, baselines, seconds)
+    task = prepared.task
     if config.eval.figure:
-        shown = {name: by_seed[0]["test/cold"]}
-        shown |= {key: metrics[0]["test/cold"] for key, metrics in baselines.items()}
-        rows = report.read_rows(workdir / ROWS_FILE)
-        cutoff = _cutoff(config)
-        figure(workdir, rows, results, shown, name=name, cutoff=cutoff)
+        mode = _mode(task, results)
+        drawn = f"{mode}{task.drawn}"
+        shown = {name: by_seed[0], **{key: metrics[0] for key, metrics in baselines.items()}}
+        rows = workdir / ROWS_FILE
+        figure(
+            workdir,
+            report.read_rows(rows) if rows.exists() else [],
+            results,
+            {key: metrics[f"test/{drawn}"] for key, metrics in shown.items()},
+            name=name,
+            cutoff=_cutoff(config),
+            headline=task.headline,
+            bars=[(mode + where, metric) for where, metric in task.bars],
+            drawn=drawn,
+        )
     tests = [where for where in prepared.slices if where.startswith("test/")]
     means = {where: report.seed_means([metrics[where] for metrics in by_seed]) for where in tests}
     report.write_users(workdir / USERS_FILE, means)
-    report.write_results(workdir, results, name=name)
+    report.write_results(workdir, results, name=name, tables=task.tables)
     shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)  # the trained models are in models/
     _show(config, workdir, results, console)
     return results
@@ -107,8 +111,16 @@ def _show(
     results: Mapping[str, Any],
     console: Console,
 ) -> None:
-    name = title(config)
-    report.print_table(results, name=name, cutoff=_cutoff(config), console=console)
+    task = tasks.of(config)
+    mode = _mode(task, results)
+    report.print_table(
+        results,
+        name=title(config),
+        cutoff=_cutoff(config),
+        console=console,
+        tables={where: what for where, what in task.tables.items() if where.startswith(mode)},
+        columns=task.columns,
+    )
     shares = results.get("share_of_oracle", {})
     share = shares.get(f"test/cold/ndcg@{_cutoff(config)}")
     if share is not None:
@@ -116,14 +128,18 @@ def _show(
     console.print(f"  {results['seconds']:.0f} s; results in {workdir}", highlight=False)
 
 
+def _mode(task: Task, results: Mapping[str, Any]) -> str:
+    """The first mode of the task in which there are test metrics."""
+    return next(
+        mode
+        for mode in task.modes
+        if any(name.startswith(f"test/{mode}") for name in results["metrics"])
+    )
+
+
 def title(config: config_dict.ConfigDict) -> str:
     """The model's name in tables: "SEMCo sparsemax"."""
-    return title_of(config.model.name, config.model.alpha)
-
-
-def title_of(model: str, alpha: float) -> str:
-    """`title` of a model's name and its alpha."""
-    return f"{FAMILY[model]} {TITLE.get(alpha, f'alpha={alpha:g}')}"
+    return tasks.title(config.model)
 
 
 def _cutoff(config: config_dict.ConfigDict) -> int:
@@ -140,97 +156,35 @@ def _prepare(
 ) -> Run:
     plain = json.loads(config.to_json())
     _check_workdir(workdir, plain, overwrite)
-    dataset = load(**config.data.to_dict())
-    split = dataset.split
-    console.print(
-        f"{dataset.name}: {dataset.interactions.num_users:,} users, "
-        f"{len(split.warm_items):,} warm and {len(split.cold_items):,} cold items, "
-        f"{len(split.train.user):,} training pairs, modes "
-        + ", ".join(f"{name} ({t.shape[1]})" for name, t in dataset.content.tables.items()),
-        highlight=False,
-    )
-    prepared = setup(config, dataset, split.slices(), workdir, console)
+    task = tasks.of(config)
+    dataset = task.load(config)
+    console.print(task.describe(dataset), highlight=False)
+    prepared = setup(config, dataset, task.slices(config, dataset), workdir, console)
     # Only now: bad input leaves the folder as it was.
     if (workdir / CHECKPOINTS).exists() and held(workdir) and not overwrite:
-        if not _same_split(workdir / SPLIT_FILE, dataset):
+        if not task.same_split(workdir / SPLIT_FILE, dataset):
             raise ConfigError(
                 f"--workdir={workdir}: the data are not those that this run was begun with; name "
                 "another folder, or pass --overwrite to begin again"
             )
         return prepared
     _open_workdir(workdir, plain)
-    write_split(workdir / SPLIT_FILE, split)
+    task.write_split(workdir / SPLIT_FILE, dataset)
     return prepared
 
 
 def setup(
     config: config_dict.ConfigDict,
-    dataset: Dataset,
+    dataset: Any,
     slices: Mapping[str, EvalSlice],
     workdir: pathlib.Path,
     console: Console,
 ) -> Run:
     """Builds the model of a resolved config and its step; nothing is written yet."""
-    model = _model(config, dataset)
-    optimizer = _optimizer(config, model)
-    return Run(
-        config, workdir, dataset, slices, model, optimizer, make_step(model, optimizer), console
-    )
-
-
-def _model(config: config_dict.ConfigDict, dataset: Dataset) -> Model:
-    options = config.model.to_dict()
-    for other in ("l2", "tuned", "warmup_epochs"):
-        options.pop(other, None)
-    if "encode" in options:
-        options["stream"] = config.data.mmap and options["encode"] == "active"
-    if folder := options.pop("teacher", None):
-        options["teachers"] = _teachers(folder, config, dataset)
-    return models.build(options.pop("name"), dataset, batch_size=config.train.batch_size, **options)
-
-
-def _teachers(folder: str, config: config_dict.ConfigDict, dataset: Dataset) -> dict[int, Any]:
-    """The teacher of each seed, from a finished run on the same split."""
-    where = pathlib.Path(folder)
-    try:
-        same = _same_split(where / SPLIT_FILE, dataset)
-    except (OSError, KeyError, ValueError):
-        raise ConfigError(
-            f"config.model.teacher: {where / SPLIT_FILE} cannot be read; name the --workdir of a "
-            "finished run"
-        ) from None
-    if not same:
-        raise ConfigError(
-            f"config.model.teacher: {where} was trained on another split; pass "
-            f"--config.data.split_file={where / SPLIT_FILE}"
-        )
-    return {s: SEMCo.load(where / "models" / f"seed_{s}").encoder.params for s in config.seeds}
-
-
-def _same_split(path: pathlib.Path, dataset: Dataset) -> bool:
-    with np.load(path, allow_pickle=False) as theirs:
-        return np.array_equal(theirs["warm_train"], dataset.split.pairs["warm_train"])
-
-
-def _epochs(config: config_dict.ConfigDict) -> int:
-    """Of the whole run: a teacher that is trained first has its own."""
-    first = config.model.name == "semco_offline" and not config.model.teacher
-    return config.train.epochs + (config.model.teacher_epochs if first else 0)
-
-
-def _optimizer(config: config_dict.ConfigDict, model: Model) -> Any:
-    rate, steps = config.train.learning_rate, model.steps_per_epoch
-    if config.model.name == "semco":
-        return adam_coupled_l2(cosine(rate, config.train.epochs * steps), config.model.l2)
-    trained = 0 if config.model.get("teacher") else config.model.teacher_epochs * steps
-    clock = clock_of(config.model.name == "semco_online", trained)
-    return distillation(
-        rate,
-        config.model.l2,
-        teacher_stops=clock.teacher,
-        student_starts=clock.student,
-        warm_up_steps=config.model.get("warmup_epochs", 0) * steps,
-    )
+    task = tasks.of(config)
+    model, optimizer = task.build(config, dataset)
+    step = make_step(model, optimizer)
+    return Run(config, task, workdir, dataset, slices, model, optimizer, step, console)
 
 
 def _check_workdir(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:
@@ -280,8 +234,8 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def headline(config: config_dict.ConfigDict) -> str:
-    """The metric that chooses: on cold validation."""
-    return f"val/cold/ndcg@{_cutoff(config)}"
+    """The metric that chooses, on validation."""
+    return f"{tasks.of(config).headline}/ndcg@{_cutoff(config)}"
 
 
 def evaluate_on(run: Run, vectors: Representations, where: str) -> Metrics:
@@ -296,7 +250,7 @@ def train(
     *,
     label: str,
     on_step: Callable[[int, Mapping[str, float]], None] = lambda number, logs: None,
-    on_epoch: Callable[[int, TrainState, report.Progress], None] = lambda epoch, state, bar: None,
+    on_epoch: Callable[[int, TrainState, report.Progress], bool] = lambda epoch, state, bar: False,
     state: TrainState | None = None,
     **saving: Any,
 ) -> TrainState:
@@ -307,28 +261,32 @@ def train(
         seed: of the parameters and of the order of batches.
         label: of the bar.
         on_step: called with the number of a finished step and what it logged.
-        on_epoch: called after every epoch but the last, counted from 1.
+        on_epoch: called after every epoch, counted from 1; what is true ends the training.
         state: to go on from; unset, a fresh one.
         **saving: `due` and `on_due` of `jaxcold.train.loop.fit`.
     """
-    config, model = run.config, run.model
-    pairs = len(run.dataset.split.train.user)
-    batch, steps, epochs = config.train.batch_size, model.steps_per_epoch, _epochs(config)
+    model, epochs = run.model, run.task.epochs(run.config)
+    steps, examples = model.steps_per_epoch, model.examples_per_epoch
     state = init_state(model, run.optimizer, seed) if state is None else state
-    epoch, step = divmod(int(state.step), steps)
-    done = epoch * pairs + step * batch
+
+    def behind(step: int) -> int:
+        """Examples behind the first steps."""
+        return step * examples // max(steps, 1)
+
     with report.Progress(
-        label, total=pairs * epochs, unit="items", console=run.console, done=done
+        label,
+        total=examples * epochs,
+        unit="items",
+        console=run.console,
+        done=behind(int(state.step)),
     ) as progress:
 
         def stepped(number: int, logs: Mapping[str, float]) -> None:
-            last = (number + 1) % steps == 0
-            progress.advance(pairs - (steps - 1) * batch if last else batch, logs["loss"])
+            progress.advance(behind(number + 1) - behind(number), logs["loss"])
             on_step(number, logs)
 
-        def passed(epoch: int, state: TrainState) -> None:
-            if epoch < epochs:
-                on_epoch(epoch, state, progress)
+        def passed(epoch: int, state: TrainState) -> bool:
+            return on_epoch(epoch, state, progress)
 
         return fit(
             model,
@@ -355,17 +313,18 @@ def validate(run: Run, seed: int, *, label: str, on_score: Callable[[int, float]
     Returns:
         The score after the last epoch.
     """
-    teacher = _epochs(run.config) - run.config.train.epochs
+    epochs, where = run.task.epochs(run.config), run.task.headline
+    teacher = epochs - run.config.train.epochs
 
     def score(state: TrainState) -> float:
-        vectors = run.model.represent(state.params, state.extra)
-        return report.flatten({"val/cold": evaluate_on(run, vectors, "val/cold")})[
-            headline(run.config)
-        ]
+        vectors = run.model.represent(state.params, state.extra, "val")
+        metrics = {where: evaluate_on(run, vectors, where)}
+        return report.flatten(metrics)[headline(run.config)]
 
-    def on_epoch(epoch: int, state: TrainState, progress: report.Progress) -> None:
-        if epoch > teacher:
+    def on_epoch(epoch: int, state: TrainState, progress: report.Progress) -> bool:
+        if teacher < epoch < epochs:
             on_score(epoch - teacher, score(state))
+        return False
 
     return score(train(run, seed, label=label, on_epoch=on_epoch))
 
@@ -384,8 +343,49 @@ def _asked_to_stop() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _evaluate_all(run: Run, represent: Callable[[str], Representations]) -> dict[str, Metrics]:
+    """Metrics of every slice; the vectors of a part are made once."""
+    vectors = {part: represent(part) for part in {where.partition("/")[0] for where in run.slices}}
+    return {
+        where: evaluate_on(run, vectors[where.partition("/")[0]], where) for where in run.slices
+    }
+
+
+class _Best:
+    """The state with the best validation score so far, on disk, and whether it still improves."""
+
+    def __init__(self, folder: pathlib.Path, patience: int, note: Mapping[str, Any]):
+        self._checkpoints = Checkpoints(folder)
+        self._patience = patience
+        self.score: float = note.get("score", -math.inf)
+        self.epoch: int = note.get("epoch", 0)
+
+    def better(self, score: float, epoch: int, state: TrainState) -> bool:
+        """Takes the score of an epoch; False once too many epochs have brought nothing."""
+        if score > self.score:
+            self.score, self.epoch = score, epoch
+            self._checkpoints.save(state, {"epoch": epoch})
+        return epoch - self.epoch < self._patience
+
+    def note(self) -> dict[str, Any]:
+        """What a checkpoint has to remember of it."""
+        return {"score": self.score, "epoch": self.epoch} if self.epoch else {}
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The best state."""
+        self._checkpoints.wait()
+        found = self._checkpoints.restore(like)
+        return found[0] if found else like
+
+    def close(self) -> None:
+        self._checkpoints.close()
+
+
 def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
     """Trains one seed; validation is looked at as it goes, test once at the end.
+
+    With config.train.patience the training ends when so many epochs have not raised the validation
+    score, and the best state is the one that is tested and saved.
 
     Returns:
         Metrics, and the seconds that earlier processes have spent on this seed.
@@ -394,16 +394,25 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
         StoppedError: once `stop` is set and the state is saved.
     """
     config, model, workdir = run.config, run.model, run.workdir
-    steps, epochs = model.steps_per_epoch, _epochs(config)
+    steps, epochs, patience = model.steps_per_epoch, run.task.epochs(config), config.train.patience
     every = config.checkpoint.every_steps or steps
+    headline_name, where = headline(config), run.task.headline
     start = time.monotonic()
     state = init_state(model, run.optimizer, seed)
-    with contextlib.closing(Checkpoints(workdir / CHECKPOINTS / f"seed_{seed}")) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        folder = workdir / CHECKPOINTS / f"seed_{seed}"
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
         state, note = checkpoints.restore(state) or (state, {})
         first = int(state.step)
         before = note.get("seconds", 0.0)
+        ended: bool = note.get("ended", False)  # by patience
         losses: list[float] = note.get("losses", [])
         measured: dict[str, list[float]] = note.get("measured", {})  # since the last row
+        best = None
+        if patience is not None:
+            folder = workdir / CHECKPOINTS / f"best_{seed}"
+            best = _Best(folder, patience * config.train.eval_every, note.get("best", {}))
+            stack.enter_context(contextlib.closing(best))
         if first:
             run.console.print(f"seed {seed}: goes on from step {first}", highlight=False)
         # Rows beyond the checkpoint come again.
@@ -411,7 +420,7 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
             workdir / ROWS_FILE, lambda row: row["seed"] != seed or row["step"] <= first
         )
         rows = report.read_rows(workdir / ROWS_FILE) if (workdir / ROWS_FILE).exists() else []
-        known = {row["step"] for row in rows if row["seed"] == seed}
+        known = {(row["step"], _final(row)) for row in rows if row["seed"] == seed}
 
         def seconds() -> float:
             return before + time.monotonic() - start
@@ -425,10 +434,17 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
             if number % 10 == 0:
                 log(number, {f"train/{name}": value for name, value in finite.items()})
 
-        def on_epoch(epoch: int, state: TrainState, progress: report.Progress) -> None:
-            if epoch % config.train.eval_every == 0:
-                vectors = model.represent(state.params, state.extra)
-                progress.say(record(epoch, {"val/cold": evaluate_on(run, vectors, "val/cold")}))
+        def on_epoch(epoch: int, state: TrainState, progress: report.Progress) -> bool:
+            nonlocal ended
+            # Without patience the last epoch is validated with the test, at the end.
+            if epoch % config.train.eval_every == 0 and (best or epoch < epochs):
+                vectors = model.represent(state.params, state.extra, "val")
+                metrics = {where: evaluate_on(run, vectors, where)}
+                progress.say(record(epoch, metrics))
+                if best:
+                    score = report.flatten(metrics)[headline_name]
+                    ended = not best.better(score, epoch, state)
+            return ended
 
         def record(epoch: int, metrics: BySlice) -> str:
             values = report.flatten(metrics)
@@ -436,28 +452,29 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
                 "seed": seed,
                 "epoch": epoch,
                 "step": epoch * steps,
-                "loss": float(np.mean(losses)),
+                "loss": float(np.mean(losses)) if losses else math.nan,
                 "seconds": seconds(),
                 **{f"train/{name}": float(np.mean(found)) for name, found in measured.items()},
                 **values,
             }
-            if row["step"] not in known:
+            if (row["step"], _final(row)) not in known:
                 report.append_row(workdir / ROWS_FILE, row)
-                log(epoch * steps, values)
+                log(epoch * steps, {k: v for k, v in values.items() if math.isfinite(v)})
             measured.clear()
-            name = headline(config)
             return (
                 f"seed {seed}, epoch {epoch}/{epochs}: loss {row['loss']:.4f}, "
-                f"{name} {values[name]:.4f}"
+                f"{headline_name} {values[headline_name]:.4f}"
             )
 
         def due(done: int) -> bool:
-            return stop.is_set() or done % every == 0 or done == epochs * steps
+            return stop.is_set() or done % every == 0 or done == epochs * steps or ended
 
         def save(state: TrainState) -> None:
             # Copies: the note is written while training goes on.
             since = {name: list(values) for name, values in measured.items()}
-            note = {"seconds": seconds(), "losses": list(losses), "measured": since}
+            note = {"seconds": seconds(), "losses": list(losses), "measured": since, "ended": ended}
+            if best:
+                note["best"] = best.note()
             checkpoints.save(state, note)
             if stop.is_set():
                 checkpoints.wait()
@@ -465,8 +482,9 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
                     f"stopped at step {int(state.step)} of seed {seed}; the same command goes on"
                 )
 
-        with report.tensorboard(workdir / "tb" / f"seed_{seed}", first=first) as log:
-            try:
+        log = stack.enter_context(report.tensorboard(workdir / "tb" / f"seed_{seed}", first=first))
+        try:
+            if steps and not ended:
                 state = train(
                     run,
                     seed,
@@ -477,22 +495,31 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
                     due=due,
                     on_due=save,
                 )
-            except DivergedError as error:
-                raise DivergedError(
-                    f"{error}, seed {seed}; config {workdir / CONFIG_FILE}: try a lower "
-                    "train.learning_rate or another model.tau"
-                ) from None
-            vectors = model.represent(state.params, state.extra)
-            metrics = {where: evaluate_on(run, vectors, where) for where in run.slices}
-            run.console.print(record(epochs, metrics), highlight=False)
-        served = SEMCo.from_training(run.dataset, model, state.params, config.model.to_dict())
-        served.save(workdir / "models" / f"seed_{seed}")
+        except DivergedError as error:
+            raise DivergedError(
+                f"{error}, seed {seed}; config {workdir / CONFIG_FILE}: try a lower "
+                "train.learning_rate or another model.tau"
+            ) from None
+        last = int(state.step) // max(steps, 1)
+        if best:
+            state = best.restore(state)
+            run.console.print(f"seed {seed}: best epoch {best.epoch} of {last}", highlight=False)
+        metrics = _evaluate_all(run, lambda part: model.represent(state.params, state.extra, part))
+        run.console.print(record(last, metrics), highlight=False)
+        run.task.serve(
+            config, run.dataset, model, state.params, workdir / "models" / f"seed_{seed}"
+        )
     return metrics, before
 
 
+def _final(row: Mapping[str, Any]) -> bool:
+    """Whether the row is the last of its seed: the one with test metrics."""
+    return any(name.startswith("test/") for name in row)
+
+
 def _yardsticks(run: Run) -> dict[str, list[BySlice]]:
-    """Metrics of chance (one ranking a seed), of content-KNN, and of the oracle if there is one."""
-    dataset, cutoffs = run.dataset, run.config.eval.cutoffs
+    """Metrics of chance, one ranking a seed, and of what the task compares with."""
+    cutoffs = run.config.eval.cutoffs
     found: dict[str, list[BySlice]] = {
         "random": [
             {
@@ -502,13 +529,8 @@ def _yardsticks(run: Run) -> dict[str, list[BySlice]]:
             for seed in run.config.seeds
         ]
     }
-    content = dataset.content
-    knn = content_knn.represent(content.tables, dataset.split.train.by_user(), content.present)
-    fixed = {"content_knn": knn}
-    if dataset.oracle is not None:
-        fixed["oracle"] = dataset.oracle
-    for name, vectors in fixed.items():
-        found[name] = [{where: evaluate_on(run, vectors, where) for where in run.slices}]
+    for name, represent in run.task.yardsticks(run.config, run.dataset).items():
+        found[name] = [_evaluate_all(run, represent)]
     return found
 
 
@@ -529,7 +551,8 @@ def _results(
         "baselines": summaries,
         "comparisons": {
             f"{where}/{name}": test
-            for where in ("test/cold", "test/cold_own", "test/warm")
+            for where in map("test/{}".format, run.task.tables)
+            if where in run.slices
             for name, test in report.compare(
                 [m[where] for m in by_seed],
                 [m[where] for m in baselines["content_knn"]],

@@ -1,25 +1,27 @@
 """Item cold-start recommendation in JAX.
 
-``jaxcold.SEMCo`` is the recommender: fit it on data frames, embed new items, recommend, save.
-``jaxcold.load(folder)`` reads a saved one. Names are imported when they are first used, so that
-``import jaxcold.sparse`` brings in JAX and nothing else.
+``jaxcold.SEMCo`` recommends by content, ``jaxcold.SASRec`` by the order of what a user took: fit
+one on data frames, embed new items, recommend, save. ``jaxcold.load(folder)`` reads a saved one.
+Names are imported when they are first used, so that ``import jaxcold.sparse`` brings in JAX and
+nothing else.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxcold.recommender import SEMCo as SEMCo
     from jaxcold.recommender import load as load
+    from jaxcold.sequential import SASRec as SASRec
 
 __version__ = "0.1.0"
-__all__ = ["SEMCo", "load"]
+_HOMES = {"SEMCo": "recommender", "SASRec": "sequential", "load": "recommender"}
+__all__ = ["SASRec", "SEMCo", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from jaxcold import recommender
-
-        return getattr(recommender, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"jaxcold.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import zipfile
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,9 @@ from jaxcold.train.loop import fit as run
 from jaxcold.train.optim import adam_coupled_l2, cosine
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Csr, DataError, EvalSlice, Model, Representations
+
+if TYPE_CHECKING:
+    from jaxcold.sequential import SASRec
 
 # Temperatures by gradient and alpha, for users with tens of items. Measured on citeulike-a, where
 # the exact gradient was ahead with its own (README.md). Softmax has one gradient.
@@ -330,6 +333,11 @@ class SEMCo:
             DataError: naming the file that is absent or damaged, and what to do.
         """
         meta, files = artifact.read(folder, ("arrays.npz", "ids.json"))
+        if meta.get("model") != "semco":
+            raise DataError(
+                f"{folder}: holds a model of kind {meta.get('model')!r}, not 'semco'; read it with "
+                "jaxcold.load"
+            )
         try:
             with np.load(io.BytesIO(files["arrays.npz"]), allow_pickle=False) as archive:
                 arrays = dict(archive)
@@ -388,9 +396,12 @@ class SEMCo:
         return rows.astype(np.int32)
 
 
-def load(folder: str | os.PathLike) -> SEMCo:
-    """Reads a saved recommender; see `SEMCo.load`."""
-    return SEMCo.load(folder)
+def load(folder: str | os.PathLike) -> "SEMCo | SASRec":
+    """Reads a saved recommender, whichever it is; see `SEMCo.load` and `SASRec.load`."""
+    from jaxcold.sequential import MODEL, SASRec  # which imports this module
+
+    meta, _ = artifact.read(folder, ())
+    return SASRec.load(folder) if meta.get("model") == MODEL else SEMCo.load(folder)
 
 
 def _present(features: ContentFeatures) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from experiments.bench import sasrec_step
+from jaxcold.data import packing
 from jaxcold.data.sequences import windows
 from jaxcold.train.step import init_state
 
@@ -80,7 +81,7 @@ def test_sparse_losses_are_compared_with_the_same_loss():
     dataset = sasrec_step.generate(TINY, sasrec_step.draw_lengths(TINY, TINY.batch))
     model = sasrec_step.build(dataset, TINY, 1.5)
     rows = windows(dataset.train, TINY.max_length, "last")
-    room = sasrec_step.room_of(rows, TINY)
+    room = packing.room_of(rows.counts - 1, TINY.batch)
     params, extra = model.init(0)
     found = []
     for form, tokens in (
@@ -94,11 +95,6 @@ def test_sparse_losses_are_compared_with_the_same_loss():
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def test_classes_without_sequences_get_no_room():
-    rows = windows(sasrec_step.generate(TINY, np.array([6, 6])).train, 6, "last")
-    assert sasrec_step.room_of(rows, TINY).lengths == (6,)
-
-
 def test_the_line_counts_what_does_not_grow_once():
     found = {"dense 4": 3.0, "dense 16": 6.0}  # 2 + batch / 4
     assert sasrec_step.extrapolated("dense", [4, 16], found, 128) == pytest.approx(34)
@@ -108,7 +104,7 @@ def test_the_line_counts_what_does_not_grow_once():
 def test_flops_of_a_batch_by_hand():
     sizes = TINY._replace(batch=2)
     rows = windows(sasrec_step.generate(sizes, np.array([2, 6])).train, 6, "last")
-    room = sasrec_step.room_of(rows, sizes)
+    room = packing.room_of(rows.counts - 1, sizes.batch)
     tokens = sasrec_step.packed(rows, sizes, room)
     needed, executed = sasrec_step.counted(sizes, [rows], [tokens])
     layer, attend = 3 * 2 * 6 * 8 * 8, 3 * 4 * 8

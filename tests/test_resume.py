@@ -13,6 +13,7 @@ import pytest
 from test_main import small, write_mmrec
 
 from experiments import base, clothing, main, runner
+from jaxcold.data.loading import load
 from jaxcold.eval import report
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.step import TrainState
@@ -98,7 +99,7 @@ def test_cut_runs_end_in_the_same_bits(model, data, tmp_path, monkeypatch):
 
 
 def _loaded(config):
-    dataset = runner.load(**config.data.to_dict())
+    dataset = load(**config.data.to_dict())
     return dataset, dataset.split.slices()
 
 

@@ -197,13 +197,6 @@ def densified(model: Model, sizes: Sizes, alpha: float) -> Model:
     return model._replace(loss=loss)
 
 
-def room_of(rows: Csr, sizes: Sizes) -> packing.Room:
-    """Room for batches of these windows, without classes of lengths that none of them has."""
-    room = packing.room_of(rows.counts - 1, sizes.batch)
-    kept = [(length, n) for length, n in zip(room.lengths, room.rows, strict=True) if n]
-    return room._replace(lengths=tuple(k[0] for k in kept), rows=tuple(k[1] for k in kept))
-
-
 def packed(rows: Csr, sizes: Sizes, room: packing.Room) -> packing.Tokens:
     """A batch as our step takes it."""
     return packing.pack(*packing.next_items(rows), room)
@@ -431,7 +424,7 @@ def measure(sizes: Sizes, alpha: float, repeats: int) -> Measured:
     model = build(dataset, sizes, alpha)
     dense = densified(model, sizes, alpha)
     rows = windows(dataset.train, sizes.max_length, "last")
-    room = room_of(rows, sizes)
+    room = packing.room_of(rows.counts - 1, sizes.batch)
     start = init_state(model, optimizer_of(), SEED)
 
     def cut(batch: int) -> list[Csr]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxcold.data import readers, synthetic
-from jaxcold.data.dataset import Dataset
+from jaxcold.data.dataset import Dataset, Interactions
+from jaxcold.data.sequence_splits import training_rows
 from jaxcold.data.sources import citeulike
 from jaxcold.data.splits import make_split, read_split
 from jaxcold.types import DataError
@@ -51,7 +52,9 @@ def load(
         name: of the data set: "synthetic" is generated, others are folders.
         root: its folder; None means :func:`default_root`.
         split_file: an ``.npz`` written by ``write_split``; None makes a split from the seed, or
-            takes the one that the authors' layout brings along.
+            takes the one that the authors' layout brings along. The split of a sequential run
+            leaves the interactions of its training users alone, of which a split is made from the
+            seed: what is learnt there knows nothing of that run's test.
         split_seed: of the cold split and of generated data.
         reader: "mmrec" (``NAME.inter`` and ``*_feat.npy``) or "authors" (``cold_item/*.csv`` and
             ``feats/*.npy``); None looks which of them is there.
@@ -86,6 +89,7 @@ def load(
 
     folder = default_root(name) if root is None else Path(root).expanduser()
     split = None
+    rows = None if split_file is None else training_rows(split_file)
     if content == "raw":
         interactions, features = citeulike.read(folder, cache_folder(name), modes, missing_modes)
     else:
@@ -105,7 +109,9 @@ def load(
         # Features may go beyond the last item that anybody took, when unused items are allowed.
         num_items = len(next(iter(features.tables.values())))
         interactions = interactions._replace(num_items=num_items)
-    if split_file is not None:
+    if rows is not None:
+        interactions = _only(interactions, *rows, str(split_file))
+    elif split_file is not None:
         split = read_split(split_file, interactions)
     return Dataset(
         name=name,
@@ -115,3 +121,23 @@ def load(
         user_ids=np.arange(interactions.num_users),
         item_ids=np.arange(interactions.num_items),
     )
+
+
+def _only(
+    interactions: Interactions, user: np.ndarray, item: np.ndarray, place: str
+) -> Interactions:
+    """The named pairs; users and items keep their ids."""
+    try:
+        wanted = np.unique(np.stack([user, item]).astype(np.int64), axis=1)
+    except ValueError:
+        raise DataError(
+            f"{place}: names users and items by text; this data set numbers them"
+        ) from None
+    keys = interactions.user.astype(np.int64) * interactions.num_items + interactions.item
+    found = np.isin(keys, wanted[0] * interactions.num_items + wanted[1])
+    if found.sum() != wanted.shape[1]:
+        raise DataError(
+            f"{place}: {wanted.shape[1] - found.sum()} of its training rows are no interactions of "
+            "this data set; make the split again from it"
+        )
+    return interactions.take(np.flatnonzero(found))

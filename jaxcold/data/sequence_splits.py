@@ -72,6 +72,21 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return arrays
 
 
+def training_rows(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray] | None:
+    """External user and item of every training interaction of :func:`write_sequence_split`.
+
+    None where the file is no such split, whatever else it is.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as split:
+            user, item = split["user_ids"], split["item_ids"]
+            indptr, indices = split["train_indptr"], split["train_indices"]
+        row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        return user[row], item[indices]
+    except Exception:  # spoilt bytes raise anything; whoever reads the file next says what is wrong
+        return None
+
+
 def checked_cold_split(
     path: str | os.PathLike, arrays: Mapping[str, np.ndarray], rows: pd.DataFrame
 ) -> Mapping[str, np.ndarray]:

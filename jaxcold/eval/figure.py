@@ -22,7 +22,15 @@ _DISTILLATION = {
     "train/target_in_support/student": ("student", "share of targets above zero"),
     "train/ema_drift": ("moving average", "1 - cosine to the teacher"),
 }
-_METRICS = {"recall": "Recall", "ndcg": "NDCG", "mdg": "MDG", "gini": "Gini div."}
+# Groups of bars: test slice, less "test/", and metric.
+BARS = (
+    ("cold", "recall"),
+    ("cold", "ndcg"),
+    ("cold", "mdg"),
+    ("warm", "recall"),
+    ("warm", "ndcg"),
+)
+_METRICS = {"hr": "HR", "recall": "Recall", "ndcg": "NDCG", "mdg": "MDG", "gini": "Gini div."}
 
 
 def figure(
@@ -33,6 +41,9 @@ def figure(
     *,
     name: str = "SEMCo",
     cutoff: int = 20,
+    headline: str = "val/cold",
+    bars: Sequence[tuple[str, str]] = BARS,
+    drawn: str = "cold",
 ) -> pathlib.Path:
     """Draws WORKDIR/summary.png.
 
@@ -41,10 +52,13 @@ def figure(
         rows: of metrics.jsonl: "seed", "epoch", "loss", "val/cold/ndcg@20" and what distillation
             measures, each optional.
         results: as for `jaxcold.eval.report.write_results`.
-        items: method (the model's name, or a key of results["baselines"]) to its cold-test
-            metrics of one seed, for the spread of gains and exposure over items.
+        items: method (the model's name, or a key of results["baselines"]) to its metrics of one
+            seed on the slice `drawn`, for the spread of gains and exposure over items.
         name: of the model.
         cutoff: of all metrics shown.
+        headline: the slice of validation.
+        bars: test slice, less "test/", and metric of each group of bars.
+        drawn: the test slice, less "test/", whose items are shown.
 
     Returns:
         The path of the picture.
@@ -64,8 +78,9 @@ def figure(
         axis.grid(axis="y", color="#dddddd", linewidth=0.7)
         axis.set_axisbelow(True)
     _curves(axes["loss"], rows, "loss", "training loss", "loss")
-    key = f"val/cold/ndcg@{cutoff}"
-    _curves(axes["ndcg"], rows, key, "cold validation", f"NDCG@{cutoff}")
+    key = f"{headline}/ndcg@{cutoff}"
+    title = f"validation, {headline.partition('/')[2]}"
+    _curves(axes["ndcg"], rows, key, title, f"NDCG@{cutoff}")
     baseline = (results.get("baselines") or {}).get("content_knn", {}).get(key)
     if baseline:
         line = axes["ndcg"].axhline(
@@ -74,12 +89,10 @@ def figure(
         axes["ndcg"].legend(handles=[line], frameon=False, fontsize=8)
     if len(axes["loss"].lines):
         axes["loss"].legend(frameon=False, fontsize=8)
-    cold = [("cold", metric) for metric in ("recall", "ndcg", "mdg")]
-    warm = [("warm", metric) for metric in ("recall", "ndcg")]
-    _bars(axes["accuracy"], results, name, cutoff, cold + warm)
+    _bars(axes["accuracy"], results, name, cutoff, bars)
     axes["accuracy"].set(title=f"test accuracy, cut-off {cutoff}", ylabel="metric value")
     axes["accuracy"].legend(frameon=False, fontsize=8)
-    _bars(axes["gini"], results, name, cutoff, [("cold", "gini")])
+    _bars(axes["gini"], results, name, cutoff, [(drawn, "gini")])
     axes["gini"].set(title="test diversity", ylabel="1 - Gini of exposure", ylim=(0, 1))
     _distribution(axes["mdg"], items, name, f"mdg@{cutoff}")
     _distribution(axes["shown"], items, name, f"exposure@{cutoff}")
@@ -121,7 +134,7 @@ def _bars(
 ) -> None:
     """Test metrics of all methods side by side, with deviations over seeds."""
     groups = [
-        (f"test/{where}/{metric}@{cutoff}", f"{where}\n{_METRICS[metric]}")
+        (f"test/{where}/{metric}@{cutoff}", f"{where.rpartition('/')[2]}\n{_METRICS[metric]}")
         for where, metric in metrics
         if f"test/{where}/{metric}@{cutoff}" in results["metrics"]
     ]
@@ -160,7 +173,7 @@ def _distribution(axis: Any, items: Mapping[str, Metrics], name: str, key: str) 
         "exposure": (f"exposure per item: top-{cutoff} lists, sorted", "lists that show the item"),
     }
     title, y = labels[metric]
-    axis.set(title=title, xlabel="cold test items, best first (%)", ylabel=y, xlim=(0, 100))
+    axis.set(title=title, xlabel="items, best first (%)", ylabel=y, xlim=(0, 100))
     if metric == "exposure":
         axis.set_yscale("log")
     if items:

@@ -36,6 +36,8 @@ CANDIDATES = {
     "cold_own": "only the cold items of the same set compete",
     "warm": "all warm items compete, less the user's training items",
 }
+# Of the terminal's table: title -> metric.
+COLUMNS = {"Recall": "recall", "NDCG": "ndcg", "MDG": "mdg", "Gini div.": "gini"}
 TITLES = {"random": "random", "content_knn": "content-KNN", "oracle": "oracle"}
 _OTHER_USERS = "a paired test needs the same users on both sides; compare one slice of one split"
 _REQUIRED = ("config", "metrics", "seconds", "peak_memory_bytes")
@@ -208,7 +210,11 @@ def keep_rows(path: str | os.PathLike, wanted: Callable[[Mapping[str, Any]], boo
 
 
 def write_results(
-    workdir: str | os.PathLike, results: Mapping[str, Any], *, name: str = "SEMCo"
+    workdir: str | os.PathLike,
+    results: Mapping[str, Any],
+    *,
+    name: str = "SEMCo",
+    tables: Mapping[str, str] = CANDIDATES,
 ) -> None:
     """Writes results.json and, for people, results.md.
 
@@ -218,6 +224,7 @@ def write_results(
             "baselines" (method to summary), "comparisons" (metric to a result of `compare`) and
             "share_of_oracle" (metric to share).
         name: of the model, for the tables.
+        tables: what competes in a test slice, by its name less "test/".
 
     Raises:
         ValueError: if a part is missing.
@@ -227,7 +234,7 @@ def write_results(
         raise ValueError(f"results lack {', '.join(missing)}; they need {', '.join(_REQUIRED)}")
     workdir = pathlib.Path(workdir)
     write_atomic(workdir / "results.json", (_json(results, indent=2) + "\n").encode())
-    write_atomic(workdir / "results.md", _markdown(results, name).encode())
+    write_atomic(workdir / "results.md", _markdown(results, name, tables).encode())
 
 
 def print_table(
@@ -236,14 +243,18 @@ def print_table(
     name: str = "SEMCo",
     cutoff: int = 20,
     console: rich.console.Console | None = None,
+    tables: Mapping[str, str] = CANDIDATES,
+    columns: Mapping[str, str] = COLUMNS,
 ) -> None:
-    """Shows the test metrics of all methods at one cut-off, a block per candidate set.
+    """Shows the test metrics of all methods at one cut-off, a block per test slice.
 
     Args:
         results: as for `write_results`.
         name: of the model, for the table.
         cutoff: of all metrics shown.
-        console: where to print; unset, standard output. The table fits into 80 columns.
+        console: where to print; unset, standard output. Four columns fit into 80 characters.
+        tables: test slices to show, less "test/", and what competes there.
+        columns: title to metric.
     """
     seeds = _seeds(results)
     table = rich.table.Table(
@@ -253,10 +264,10 @@ def print_table(
         title_justify="left",
     )
     table.add_column("", no_wrap=True)
-    for metric in ("Recall", "NDCG", "MDG", "Gini div."):
+    for metric in columns:
         table.add_column(metric, justify="right", no_wrap=True)
-    for where in CANDIDATES:
-        keys = [f"test/{where}/{metric}@{cutoff}" for metric in ("recall", "ndcg", "mdg", "gini")]
+    for where in tables:
+        keys = [f"test/{where}/{metric}@{cutoff}" for metric in columns.values()]
         if not any(key in results["metrics"] for key in keys):
             continue
         table.add_section()
@@ -267,7 +278,7 @@ def print_table(
             table.add_row(f" {method}", *cells, style="bold" if method == name else None)
     console = console or rich.console.Console()
     console.print(table)
-    for where, candidates in CANDIDATES.items():
+    for where, candidates in tables.items():
         if any(key.startswith(f"test/{where}/") for key in results["metrics"]):
             console.print(f"  {where}: {candidates}", style="dim", highlight=False)
 
@@ -438,7 +449,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return pd.DataFrame(list(rows)).to_markdown(index=False, disable_numparse=True)
 
 
-def _markdown(results: Mapping[str, Any], name: str) -> str:
+def _markdown(results: Mapping[str, Any], name: str, tables: Mapping[str, str]) -> str:
     seeds = _seeds(results)
     spread = ", mean ± standard deviation" if seeds > 1 else ""
     parts = [
@@ -448,7 +459,7 @@ def _markdown(results: Mapping[str, Any], name: str) -> str:
     ]
     names = {key.rpartition("/")[0]: None for key in results["metrics"]}
     for where in sorted(names, key=lambda key: (not key.startswith("test/"), key)):
-        candidates = CANDIDATES.get(where.rpartition("/")[2])
+        candidates = tables.get(where.partition("/")[2])
         parts.append(f"## {where}" + (f": {candidates}" if candidates else ""))
         columns = [key for key in results["metrics"] if key.rpartition("/")[0] == where]
         rows = []

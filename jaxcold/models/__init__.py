@@ -1,12 +1,14 @@
 """Models: the only package that imports flax.
 
-A model is one file with a ``build(dataset, **options) -> jaxcold.types.Model``.
+A model is one file with a ``build(dataset, **options) -> jaxcold.types.Model``: of a `Dataset` for
+the SEMCo family, of a `SequenceDataset` for "sasrec" and "content_knn".
 """
 
 import importlib
 from typing import Any
 
 from jaxcold.data.dataset import Dataset
+from jaxcold.data.sequences import SequenceDataset
 from jaxcold.types import Model
 
 # Name to its file and what the name alone decides.
@@ -14,10 +16,12 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "semco": ("semco", {}),
     "semco_offline": ("distillation", {"online": False}),
     "semco_online": ("distillation", {"online": True}),
+    "sasrec": ("sasrec", {}),
+    "content_knn": ("content_knn", {}),
 }
 
 
-def build(name: str, dataset: Dataset, **options: Any) -> Model:
+def build(name: str, dataset: Dataset | SequenceDataset, **options: Any) -> Model:
     """Builds a model by name.
 
     Raises:

@@ -6,11 +6,13 @@ The score is then the cosine between the user's profile and the item's content.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from jaxcold.data import vectors
-from jaxcold.types import Csr, Representations
+from jaxcold.data import packing, questions, vectors
+from jaxcold.data.sequences import SequenceDataset
+from jaxcold.types import Csr, DataError, Model, Representations
 
 
 def represent(
@@ -51,3 +53,41 @@ def represent(
         modes.append(vectors.unit_rows(mode))
     item = vectors.unit_rows(np.concatenate(modes, axis=1))
     return Representations(vectors.history_means(train, item), item)
+
+
+def of_sequences(dataset: SequenceDataset, part: str, *, max_length: int) -> Representations:
+    """The mean content of a user's last items, against the content of all items.
+
+    The features count as they are: neither reduced nor normalised.
+
+    Args:
+        dataset: the data.
+        part: "val" or "test", see `jaxcold.data.questions.histories`.
+        max_length: items of a history that count.
+
+    Returns:
+        f32[n, F] a row per question, zero where there is no history, and f32[num_items, F].
+
+    Raises:
+        DataError: if there is no content.
+
+    Source: "Let It Go? Not Quite", section 4, the baseline Content-KNN.
+    """
+    if dataset.content is None:
+        raise DataError(f"{dataset.name}: has no content, which content-KNN needs")
+    item = np.asarray(dataset.content, np.float32)
+    history = packing.cut(questions.histories(dataset, part), max_length)
+    return Representations(vectors.history_means(history, item), item)
+
+
+def build(dataset: SequenceDataset, *, max_length: int) -> Model:
+    """Content-KNN of sequences as a model that has nothing to train."""
+
+    def represent(params: Any, extra: Any, part: str) -> Representations:
+        del params, extra
+        return of_sequences(dataset, part, max_length=max_length)
+
+    def nothing(*_: Any) -> Any:
+        raise ValueError("content-KNN has nothing to train")
+
+    return Model(None, lambda seed: ({}, ()), nothing, represent, nothing, 0, 0)

@@ -264,7 +264,7 @@ def _sampled(
     other = drawn[None, :] != at[:, None]
     if loss == "sampled":
         if alpha == 1:
-            wrong = wrong + tau * math.log(max(items - 1, 1) / negatives)
+            wrong = wrong + tau * math.log(items / negatives)
         z = jnp.concatenate([right[:, None], jnp.where(other, wrong, -jnp.inf)], axis=1)
         label = jnp.where(target >= 0, 0, -1)
         if alpha == 1:

@@ -27,7 +27,7 @@ def fit(
     epochs: int,
     seed: int,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, logs: None,
-    on_epoch: Callable[[int, TrainState], None] = lambda epoch, state: None,
+    on_epoch: Callable[[int, TrainState], bool] = lambda epoch, state: False,
     due: Callable[[int], bool] = lambda done: False,
     on_due: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
@@ -42,7 +42,8 @@ def fit(
         epochs: passes over the training data.
         seed: of the order of batches and of the keys given to the loss.
         on_step: called with the number of a finished step (from 0) and its logs.
-        on_epoch: called with the number of a finished epoch (from 1) and the state after it.
+        on_epoch: called with the number of a finished epoch (from 1) and the state after it; what
+            is true ends the training there.
         due: asked after every step, with the number of steps behind it, ...
         on_due: ... whether to call this with the state; all losses up to there were finite.
 
@@ -64,7 +65,10 @@ def fit(
             done += 1
 
     size = model.steps_per_epoch
+    enough = False
     for epoch in range(first // size, epochs):
+        if enough:
+            break
         batches = model.batches(np.random.default_rng([seed, epoch]))
         for number, batch in enumerate(batches, epoch * size):
             if number < first:  # behind us
@@ -74,7 +78,7 @@ def fit(
             settle(LAG)
             if number + 1 == (epoch + 1) * size:
                 settle(0)
-                on_epoch(epoch + 1, state)
+                enough = on_epoch(epoch + 1, state)
             if due(number + 1):
                 settle(0)
                 on_due(state)

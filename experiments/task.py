@@ -1,0 +1,63 @@
+"""What differs between kinds of experiments; `experiments.runner` is what they share."""
+
+import importlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import config_dict
+
+from jaxcold.types import EvalSlice, Model, Representations
+
+# Model of a config to the file with its task.
+FILES = {
+    "semco": "items",
+    "semco_offline": "items",
+    "semco_online": "items",
+    "sasrec": "sequences",
+    "content_knn": "sequences",
+}
+
+
+class Task(NamedTuple):
+    """Data, models, questions and tables of one kind of experiment.
+
+    D is its data set, whatever that is. Slices have names such as "test/cold"; what is before the
+    first slash is the part of `Model.represent`.
+    """
+
+    title: Callable[[Mapping[str, Any]], str]  # config.model -> name in tables
+    headline: str  # the slice of validation whose NDCG chooses
+    tables: Mapping[str, str]  # test slice, less "test/", -> what competes there
+    # Beginnings of their names: terminal and figure show the first that the model answers.
+    modes: tuple[str, ...]
+    columns: Mapping[str, str]  # title -> metric, of the terminal's table
+    drawn: str  # test slice, less the mode, whose items the figure shows
+    bars: tuple[tuple[str, str], ...]  # (test slice, less the mode, and metric) in the figure
+    load: Callable[[config_dict.ConfigDict], Any]  # config -> D
+    describe: Callable[[Any], str]  # D -> a line
+    slices: Callable[[config_dict.ConfigDict, Any], dict[str, EvalSlice]]
+    build: Callable[
+        [config_dict.ConfigDict, Any], tuple[Model, Any]
+    ]  # config, D -> model and optimizer
+    epochs: Callable[[config_dict.ConfigDict], int]  # of the whole run
+    write_split: Callable[[pathlib.Path, Any], None]
+    same_split: Callable[[pathlib.Path, Any], bool]  # was the file written from these data?
+    # Methods to compare with, each a function of the part. Chance is always there.
+    yardsticks: Callable[[config_dict.ConfigDict, Any], dict[str, Callable[[str], Representations]]]
+    # config, D, model, parameters, folder: saves what serves recommendations.
+    serve: Callable[[config_dict.ConfigDict, Any, Model, Any, pathlib.Path], None]
+
+
+def of(config: config_dict.ConfigDict) -> Task:
+    """The task of a config's model."""
+    return _of(config.model.name)
+
+
+def title(model: Mapping[str, Any]) -> str:
+    """The name in tables of a config's model."""
+    return _of(model["name"]).title(model)
+
+
+def _of(name: str) -> Task:
+    return importlib.import_module(f"experiments.{FILES[name]}").TASK

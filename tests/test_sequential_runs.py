@@ -1,0 +1,280 @@
+"""SASRec through the entry point: runs, tables, patience, going on after a cut, bad configs."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_resume import PowerCut, assert_same, cut_after
+
+from experiments import amazon_m2, base, beauty, figures, movielens, runner, zvuk
+from experiments.base import ConfigError
+from jaxcold.recommender import SEMCo
+from jaxcold.types import MissingDataError
+
+CONFIGS = {"beauty": beauty, "amazon_m2": amazon_m2, "zvuk": zvuk, "movielens": movielens}
+
+
+def write_log(folder, users=60, items=30, seed=0):
+    """Walks around a circle of items, and content that tells where on the circle an item is."""
+    rng = np.random.default_rng(seed)
+    lines = ["userID\titemID\trating\ttimestamp"]
+    for user in range(users):
+        start, first = rng.integers(items), rng.integers(1000)
+        lines += [f"{user}\t{(start + i) % items}\t5\t{first + i}" for i in range(8)]
+    # Items that are taken late alone are cold.
+    for user in range(users, users + 12):
+        lines += [f"{user}\t{items + (user + i) % 3}\t5\t{2000 + i}" for i in range(4)]
+    folder.mkdir(parents=True)
+    (folder / "ml-100k.inter").write_text("\n".join(lines) + "\n")
+    angle = np.arange(items + 3)[:, None] / (items + 3) * 2 * np.pi * np.arange(1, 4)
+    table = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+    np.save(folder / "text_feat.npy", table.astype(np.float32))
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_log(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def config_of(data, model="sasrec_delta", **train):
+    config = movielens.get_config(model)
+    with config.unlocked():
+        config.seeds = (0,)
+        config.data.root = str(data)
+        config.model.max_length = 6
+        if model != "content_knn":
+            config.model.update(dim=4, blocks=1)
+        config.train.update(**{"epochs": 2, "batch_size": 16, "learning_rate": 1e-2, **train})
+        config.eval.cutoffs = (5,)
+    return base.resolve(config)
+
+
+@pytest.mark.parametrize("model", base.SEQUENTIAL)
+def test_every_model_runs_and_reports(model, data, tmp_path):
+    results = runner.run(config_of(data, model), tmp_path / "run")
+    metrics = results["metrics"]
+    modes = {name.split("/")[1] for name in metrics if name.startswith("test/")}
+    whole = {"open", "open_warm_input", "closed", "closed_warm_input"}
+    # Ids alone say nothing about cold items.
+    assert modes == ({"closed_warm_input"} if model == "sasrec" else whole)
+    for mode in modes:
+        parts = [metrics[f"test/{mode}/{who}/hr@5"]["mean"] for who in ("cold", "warm", "total")]
+        assert min(parts[:2]) <= parts[2] <= max(parts[:2])
+        if mode.startswith("closed"):
+            assert parts[0] == 0
+    assert {"random", "content_knn"} <= results["baselines"].keys()
+    written = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert written["metrics"].keys() == metrics.keys()
+    assert (tmp_path / "run" / "summary.png").stat().st_size > 10_000
+    saved = (tmp_path / "run" / "models" / "seed_0" / "model.json").exists()
+    assert saved == (model != "content_knn")
+    assert not (tmp_path / "run" / runner.CHECKPOINTS).exists()
+
+
+def test_the_terminal_shows_one_mode(data, tmp_path, capsys):
+    runner.run(config_of(data, "content_knn"), tmp_path / "run")
+    text = capsys.readouterr().out
+    assert "open/total: all questions, all items compete" in text
+    assert "closed" not in text
+    assert "warm and 3 cold items" in text
+    markdown = (tmp_path / "run" / "results.md").read_text()
+    assert "test/closed_warm_input/warm: warm targets, warm items compete" in markdown
+
+
+def test_content_knn_as_a_model_is_the_yardstick(data, tmp_path):
+    results = runner.run(config_of(data, "content_knn"), tmp_path / "run")
+    for name, entry in results["metrics"].items():
+        np.testing.assert_equal(entry["mean"], results["baselines"]["content_knn"][name]["mean"])
+
+
+def test_patience_ends_training_and_the_best_epoch_is_tested(data, tmp_path):
+    # The second epoch's rate is far too high to gain anything.
+    config = config_of(data, epochs=30, learning_rate=0.5, patience=2)
+    results = runner.run(config, tmp_path / "run")
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    *seen, final = rows
+    scores = [row["val/total/ndcg@5"] for row in seen]
+    best = int(np.argmax(scores))
+    assert len(scores) == best + 1 + 2 < 30
+    assert final["val/total/ndcg@5"] == scores[best]
+    assert results["metrics"]["val/total/ndcg@5"]["values"] == [scores[best]]
+    assert any(name.startswith("test/") for name in final)
+
+
+def test_cut_runs_with_patience_end_in_the_same_bits(data, tmp_path, monkeypatch):
+    config = config_of(data, epochs=8, patience=2, learning_rate=0.05)
+    runner.run(config, tmp_path / "whole")
+    run = runner.setup(config, *_loaded(config), tmp_path / "unused", runner.Console())
+    steps = run.model.steps_per_epoch
+    for cut in (1, steps, steps + 1):
+        with monkeypatch.context() as patch:
+            cut_after(patch, cut)
+            with pytest.raises(PowerCut):
+                runner.run(config, tmp_path / "cut")
+    runner.run(config, tmp_path / "cut")
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+def _loaded(config):
+    task = runner.tasks.of(config)
+    dataset = task.load(config)
+    return dataset, task.slices(config, dataset)
+
+
+def test_the_reference_switch_reaches_model_and_candidates(data, tmp_path):
+    config = config_of(data)
+    with config.unlocked():
+        config.model.reference = True
+    results = runner.run(config, tmp_path / "run")
+    assert np.isfinite(results["metrics"]["test/open/total/ndcg@5"]["mean"])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("model", base.SEQUENTIAL)
+def test_absent_data_are_named_with_their_source(name, model, tmp_path):
+    config = CONFIGS[name].get_config(model)
+    with config.unlocked():
+        config.data.root = str(tmp_path)
+    with pytest.raises(MissingDataError, match=r"not found; published at https://"):
+        runner.run(base.resolve(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_unknown_models_are_refused(name):
+    with pytest.raises(ConfigError, match="model 'bert' is unknown; choose one of: sasrec, "):
+        CONFIGS[name].get_config("bert")
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.train.patience=0", "config.train.patience: at least 1, not 0"),
+        ("--config.model.max_delta_norm=1.5", "model.max_delta_norm is at least 0 and below 1"),
+        ("--config.model.item_table=free", "model.item_table is 'random' or 'content'"),
+        ("--config.model.dim=10", "set model.dim to at most 6"),
+        ("--config.data.protocol=chronological", "data.protocol='chronological': must be one of"),
+        ("--config.model.delta=0.5", "valid overrides: "),
+    ],
+)
+def test_bad_flags_end_in_one_line(flag, said, data, tmp_path):
+    command = [sys.executable, "-m", "experiments.main"]
+    command += ["--config=experiments/movielens.py", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.data.root={data}", flag]
+    root = pathlib.Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Runs on one split: two bounds of the delta, free content, ids alone."""
+    root = tmp_path_factory.mktemp("finished")
+    write_log(root / "data")
+    folders = []
+    for model, bound in (
+        ("sasrec_delta", 0.2),
+        ("sasrec_delta", 0.6),
+        ("sasrec_content", 0.5),
+        ("sasrec", 0.5),
+    ):
+        config = config_of(root / "data", model, epochs=1)
+        with config.unlocked():
+            config.model.max_delta_norm = bound
+            config.eval.figure = False
+        folders.append(root / f"{model}_{bound}")
+        runner.run(config, folders[-1])
+    return root, folders
+
+
+def test_figure_of_the_delta_norm(finished, tmp_path, capsys):
+    _, folders = finished
+    figures.run("delta_norm", folders[:3], tmp_path)
+    found = pd.read_csv(tmp_path / "delta_norm.csv")
+    total = found[found["who"] == "total"]
+    assert total["bound"].dropna().tolist() == [0.2, 0.6]
+    results = json.loads((folders[1] / "results.json").read_text())
+    wanted = results["metrics"]["test/open/total/ndcg@5"]["mean"]
+    assert total[total["bound"] == 0.6]["mean"].tolist() == pytest.approx([wanted])
+    assert (tmp_path / "delta_norm.png").stat().st_size > 5000
+    assert "delta_norm.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["warm_share", "target_frequency"])
+def test_figures_by_question(kind, finished, tmp_path):
+    _, folders = finished
+    figures.run(kind, folders, tmp_path)
+    found = pd.read_csv(tmp_path / f"{kind}.csv", dtype={"bin": str})
+    assert found["method"].nunique() == 4
+    for folder, (_, part) in zip(folders, found.groupby("method", sort=False), strict=True):
+        run = figures.read(folder)
+        asked = run.history.counts > 0 if kind == "warm_share" else slice(None)
+        assert part["questions"].sum() == len(run.target[asked])
+        mean = np.average(part["ndcg"], weights=part["questions"])
+        assert mean == pytest.approx(run.ndcg[asked].mean())
+    if kind == "target_frequency":
+        run = figures.read(folders[0])
+        cold = found[(found["bin"] == "0") & (found["method"] == run.name)]
+        assert cold["questions"].tolist() == [np.count_nonzero(run.target >= run.num_warm)]
+
+
+def test_figures_refuse_what_they_cannot_draw(finished, tmp_path):
+    root, folders = finished
+    with pytest.raises(ConfigError, match="'norm' is no figure; choose one of: delta_norm, warm"):
+        figures.run("norm", folders, tmp_path)
+    with pytest.raises(ConfigError, match="has no content; name runs of delta"):
+        figures.run("delta_norm", folders, tmp_path)
+    with pytest.raises(ConfigError, match="not a finished run of a sequential model"):
+        figures.run("warm_share", [root], tmp_path)
+    write_log(tmp_path / "data", seed=1)
+    runner.run(config_of(tmp_path / "data", epochs=1), tmp_path / "other")
+    with pytest.raises(ConfigError, match="has another split than"):
+        figures.run("warm_share", [folders[0], tmp_path / "other"], tmp_path)
+
+
+def test_semco_embeddings_as_content(finished, tmp_path):
+    root, folders = finished
+    config = base.get_config(
+        "semco",
+        dataset="ml-100k",
+        about="",
+        tuned={"fenchel_young": {"sparsemax": (5.0, 1e-4)}},
+        offline={},
+        online={},
+    )
+    with config.unlocked():
+        config.seeds = (0,)
+        config.data.root = str(root / "data")
+        config.data.update(duplicates="drop", allow_unused=True)
+        config.data.split_file = str(folders[0] / "split.npz")
+        config.model.update(gradient="fenchel_young", hidden=8, out=3)
+        config.train.update(epochs=1, batch_size=32)
+    runner.run(base.resolve(config), tmp_path / "semco")
+    # It has seen what the sequential run trains on, and nothing else.
+    served = SEMCo.load(tmp_path / "semco" / "models" / "seed_0")
+    with np.load(folders[0] / "split.npz") as split:
+        trained = set(split["user_ids"][: len(split["train_indptr"]) - 1].tolist())
+    assert set(served.users[served.histories.counts > 0]) <= trained
+
+    joined = config_of(root / "data", "sasrec_frozen", epochs=1)
+    with joined.unlocked():
+        joined.data.item_content = str(tmp_path / "semco")
+        joined.model.update(dim=3, reduce="never")
+    dataset = runner.tasks.of(joined).load(joined)
+    plain = np.load(root / "data" / "text_feat.npy")[dataset.item_ids]
+    np.testing.assert_array_equal(dataset.content, served.embed({"text": plain}))
+    results = runner.run(joined, tmp_path / "joined")
+    assert np.isfinite(results["metrics"]["test/open/cold/ndcg@5"]["mean"])
+
+    with joined.unlocked():
+        joined.data.item_content = str(root)
+    with pytest.raises(ConfigError, match="holds no model; name the --workdir of a finished SEMCo"):
+        runner.run(joined, tmp_path / "bad")
