@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from flax import nnx
 
 from jaxcold import artifact
 from jaxcold.data import packing, questions, reduction, sequences, vectors
@@ -202,7 +201,7 @@ class SASRec:
             for name, value in options.items()
         }
         _refuse_reference(options)
-        arrays = _by_path(params)
+        arrays = sasrec.encoder_arrays(params)
         rows, delta = arrays.pop("items", None), arrays.pop("delta", None)
         warm = np.arange(dataset.num_items) < dataset.num_warm
         ids = _ids(dataset.item_ids, "item")
@@ -283,7 +282,7 @@ class SASRec:
         k: int = 10,
         *,
         candidates: str | Iterable[Hashable] = "all",
-        remove_seen: bool = True,
+        exclude_seen: bool = True,
         unknown: str = "error",
     ) -> pd.DataFrame:
         """The best k items to come next for each user.
@@ -295,7 +294,7 @@ class SASRec:
                 itself counts once.
             k: items per user.
             candidates: what may be recommended: "all", "warm", "cold", or item ids.
-            remove_seen: leave out what the history holds.
+            exclude_seen: leave out what the history holds.
             unknown: items of a history that the model does not know are an "error", or "drop"
                 them.
 
@@ -317,7 +316,7 @@ class SASRec:
         # The shape of a product decides how it is rounded: the users asked for must not decide it.
         size = int(np.clip(_SCORES // max(len(pool), 1), *_USERS))
         spare = -len(asked) % size
-        seen = history if remove_seen else history.take(np.zeros(0, int))
+        seen = history if exclude_seen else history.take(np.zeros(0, int))
         indptr = np.zeros(len(asked) + spare + 1, np.int64)
         indptr[1:] = len(seen.indices)
         indptr[: seen.rows + 1] = seen.indptr
@@ -481,76 +480,18 @@ class SASRec:
         found = np.zeros((longest.rows, self.item.shape[1]), np.float32)
         for members, tokens, last in packing.blocks(longest, None):
             if members[0] < history.rows:
-                hidden = _encode(graphdef, params, table, tokens, last)
+                hidden = sasrec.encode(graphdef, params, table, tokens, last)
                 found[members] = np.asarray(hidden)[: len(members)]
         return found[:-1]
 
     @functools.cached_property
-    def _served(self) -> tuple[nnx.GraphDef, nnx.State, jax.Array]:
+    def _served(self) -> tuple[Any, Any, jax.Array]:
         """The encoder and its item table on the device."""
-        graphdef, params = _encoder(self.options, self.encoder)
+        graphdef, params = sasrec.encoder_from_arrays(self.options, self.encoder)
         rows = -(-(len(self.item) + 1) // _ROOM) * _ROOM
         table = np.zeros((rows, self.item.shape[1]), np.float32)
         table[1 : len(self.item) + 1] = self.item  # row 0 is no item
         return graphdef, params, jnp.asarray(table)
-
-
-def load(folder: str | os.PathLike) -> SASRec:
-    """Reads a saved recommender; see `SASRec.load`."""
-    return SASRec.load(folder)
-
-
-def _path(keys: tuple[Any, ...]) -> str:
-    return "/".join(str(key.key) for key in keys if hasattr(key, "key"))
-
-
-def _by_path(params: Any) -> dict[str, np.ndarray]:
-    """Parameters by path, such as "blocks/0/query/kernel"."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {_path(keys): np.asarray(leaf) for keys, leaf in leaves}
-
-
-def _encoder(
-    options: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """The module without an item table of its own, and its parameters.
-
-    Raises:
-        KeyError, TypeError, ValueError: for options or arrays of another model.
-    """
-
-    def make() -> sasrec.SASRec:
-        return sasrec.SASRec(
-            0,
-            options["dim"],
-            options["max_length"],
-            item_table="frozen",
-            blocks=options["blocks"],
-            heads=options["heads"],
-            dropout=0.0,
-            rngs=nnx.Rngs(params=0),
-        )
-
-    def filled(keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        rows = arrays[_path(keys)]
-        if rows.shape != leaf.shape:
-            raise ValueError(f"{_path(keys)} is {list(rows.shape)}, not {list(leaf.shape)}")
-        return jnp.asarray(rows)
-
-    graphdef, params = nnx.split(nnx.eval_shape(make))
-    return graphdef, jax.tree_util.tree_map_with_path(filled, params)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
-    table: jax.Array,
-    tokens: packing.Tokens,
-    last: jax.Array,
-) -> jax.Array:
-    """Hidden states [n, dim] of the tokens at the places `last` [n]."""
-    return nnx.merge(graphdef, params)(table, tokens)[last]
 
 
 def _refuse_reference(options: Mapping[str, Any]) -> None:

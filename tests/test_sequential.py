@@ -147,7 +147,7 @@ def test_lists_are_ranked_without_what_was_seen(model):
         assert not set(rows["item"]) & set(asked[user])
     # Items too early to be read were seen too.
     assert len(model.recommend(asked, 500)) == 26 + 16
-    every = model.recommend({"a": asked["a"]}, 500, remove_seen=False)
+    every = model.recommend({"a": asked["a"]}, 500, exclude_seen=False)
     assert set(every["item"]) == set(model.items)
 
 
@@ -182,7 +182,7 @@ def test_whoever_is_asked_for_the_programs_are_the_same(quick):
 
 def test_only_the_latest_items_are_read_and_repeats_count_once(quick):
     def listed(*history, **options):
-        return quick.recommend({"": history}, 4, remove_seen=False, **options)
+        return quick.recommend({"": history}, 4, exclude_seen=False, **options)
 
     plain = listed(100, 101, 102, 103, 104, 105)
     pd.testing.assert_frame_equal(listed(109, 100, 101, 102, 103, 104, 105), plain)
@@ -214,7 +214,7 @@ def test_from_training_serves_what_the_model_represents(item_table):
     user = want.user[3 if item_table == "random" else 0]
     if item_table == "random":
         asked = {0: [101, 104]}
-    found = served.recommend(asked, known, remove_seen=False)
+    found = served.recommend(asked, known, exclude_seen=False)
     scores = served.item @ user
     np.testing.assert_allclose(found["score"], np.sort(scores)[::-1], atol=1e-5)
     assert found["item"][0] == 100 + np.argmax(scores)

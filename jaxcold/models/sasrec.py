@@ -20,7 +20,7 @@ Recommendation", ICDM 2018.
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -403,11 +403,6 @@ def build(
 
         return prefetch(packed())
 
-    @jax.jit
-    def encode(params: nnx.State, table: Array, tokens: Tokens, last: Array) -> Array:
-        model = nnx.merge(graphdef, params)
-        return model(table, tokens, additive=reference)[last]
-
     def represent(params: nnx.State, extra: tuple[()], part: str) -> Representations:
         table = nnx.merge(graphdef, params).table(fixed.content)
         history = questions.histories(dataset, part)
@@ -419,7 +414,7 @@ def build(
         history = packing.cut(history, max_length)
         user = np.zeros((history.rows, dim), np.float32)
         for members, tokens, last in packing.blocks(history, batch_size if reference else None):
-            found = encode(params, table, tokens, last)
+            found = encode(graphdef, params, table, tokens, last, reference)
             user[members] = np.asarray(found)[: len(members)]
         item = np.zeros((dataset.num_items + reference, dim), np.float32)
         item[: len(table) - 1] = table[1:]
@@ -438,6 +433,64 @@ def build(
         reference=reference,
     )
     return Model(fixed, init, bound, represent, batches, steps, int(lengths.sum()))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def encode(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    table: Array,
+    tokens: Tokens,
+    last: Array,
+    additive: bool = False,
+) -> Array:
+    """Hidden states [n, d] of the tokens at the places `last` [n]; see `SASRec.__call__`."""
+    return nnx.merge(graphdef, params)(table, tokens, additive=additive)[last]
+
+
+def encoder_arrays(params: nnx.State) -> dict[str, np.ndarray]:
+    """Parameters by path, such as "blocks/0/query/kernel", "items" and "delta"."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {_path(keys): np.asarray(leaf) for keys, leaf in leaves}
+
+
+def encoder_from_arrays(
+    options: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The module without an item table of its own, and its parameters.
+
+    Args:
+        options: of `build`.
+        arrays: of `encoder_arrays`; those of the item table are not looked at.
+
+    Raises:
+        KeyError, TypeError, ValueError: for options or arrays of another model.
+    """
+
+    def make() -> SASRec:
+        return SASRec(
+            0,
+            options["dim"],
+            options["max_length"],
+            item_table="frozen",
+            blocks=options["blocks"],
+            heads=options["heads"],
+            dropout=0.0,
+            rngs=nnx.Rngs(params=0),
+        )
+
+    def filled(keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Array:
+        rows = arrays[_path(keys)]
+        if rows.shape != leaf.shape:
+            raise ValueError(f"{_path(keys)} is {list(rows.shape)}, not {list(leaf.shape)}")
+        return jnp.asarray(rows)
+
+    graphdef, params = nnx.split(nnx.eval_shape(make))
+    return graphdef, jax.tree_util.tree_map_with_path(filled, params)
+
+
+def _path(keys: tuple[Any, ...]) -> str:
+    return "/".join(str(key.key) for key in keys if hasattr(key, "key"))
 
 
 def _check(options: dict[str, Any]) -> None:
