@@ -5,6 +5,7 @@ python -m experiments.compare runs/sparsemax runs/offline runs/online --workdir=
 
 import io
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,19 +20,9 @@ from rich.table import Table
 from experiments import main, runner
 from experiments import task as tasks
 from experiments.base import ConfigError
-from jaxcold.data.dataset import PARTS
 from jaxcold.eval import report
 from jaxcold.files import write_atomic
 
-WHERE = "test/cold"  # of the paired tests
-COLUMNS = {
-    "Recall": "test/cold/recall",
-    "NDCG": "test/cold/ndcg",
-    "MDG": "test/cold/mdg",
-    "Gini div.": "test/cold/gini",
-    "warm NDCG": "test/warm/ndcg",
-    "val. cold NDCG": "val/cold/ndcg",
-}
 # What tells runs apart; where they lie and for how long they took does not.
 TELLING = ("model.", "train.", "data.content", "data.modes")
 SILENT = ("model.name", "model.alpha", "model.tuned.", "model.teacher")
@@ -44,31 +35,43 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
         folders: their --workdir; the first is what the others are tested against.
 
     Returns:
-        "runs": name to "workdir", "seeds" and, for each of `COLUMNS`, mean and std; "tests": name
-        to the result of `jaxcold.eval.report.paired` on NDCG against the first; "cutoff".
+        "runs": name to "workdir", "seeds" and, for each title of `Task.compared`, mean and std;
+        "tests": name to the result of `jaxcold.eval.report.paired` on NDCG against the first;
+        "where": the slice of these tests; "cutoff".
 
     Raises:
-        ConfigError: naming the folder that is no finished run, or of another split or cut-off.
+        ConfigError: naming the folder that is no finished run, of another kind, split or cut-off.
     """
     results: list[dict[str, Any]] = []
-    users: list[dict[str, np.ndarray]] = []
     splits: list[dict[str, np.ndarray]] = []
     for folder in folders:
         try:
             results.append(json.loads((folder / runner.RESULTS_FILE).read_text()))
             with np.load(folder / runner.SPLIT_FILE, allow_pickle=False) as split:
-                splits.append({part: split[part] for part in PARTS})
+                splits.append(dict(split))
+            kind = tasks.of(results[-1]["config"])
         except (OSError, KeyError, ValueError) as error:
             raise ConfigError(
                 f"{folder}: not a finished run ({error}); name its --workdir"
             ) from None
-        users.append(report.read_users(folder / runner.USERS_FILE, WHERE))
+        if kind is not tasks.of(results[0]["config"]):
+            raise ConfigError(
+                f"{folder}: is another kind of experiment than {folders[0]}; compare runs of one"
+            )
     for folder, split in zip(folders, splits, strict=True):
-        if not all(np.array_equal(split[part], splits[0][part]) for part in PARTS):
+        if split.keys() != splits[0].keys() or any(
+            not np.array_equal(split[name], splits[0][name]) for name in split
+        ):
             raise ConfigError(
                 f"{folder}: has another split than {folders[0]}; run it with "
                 f"--config.data.split_file={folders[0] / runner.SPLIT_FILE}"
             )
+    task = tasks.of(results[0]["config"])
+    modes = [tasks.mode_of(task, result["metrics"]) for result in results]
+    users = []
+    for folder, mode, split in zip(folders, modes, splits, strict=True):
+        found = report.read_users(folder / runner.USERS_FILE, f"test/{mode}{task.drawn}")
+        users.append(found | {"users": task.person(found["users"], split)})
     cutoffs = set.intersection(*({*result["config"]["eval"]["cutoffs"]} for result in results))
     if not cutoffs:
         raise ConfigError("the runs have no cut-off in common; run them with one eval.cutoffs")
@@ -77,22 +80,29 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
     metric = f"ndcg@{cutoff}"
     return {
         "cutoff": cutoff,
+        "where": f"test, {task.drawn}",
         "runs": {
             name: {
                 "workdir": str(folder),
                 "seeds": len(result["config"]["seeds"]),
                 **{
-                    title: {k: result["metrics"][f"{key}@{cutoff}"][k] for k in ("mean", "std")}
-                    for title, key in COLUMNS.items()
+                    title: _entry(result["metrics"], f"{key.replace('MODE', mode)}@{cutoff}")
+                    for title, key in task.compared.items()
                 },
             }
-            for name, folder, result in zip(names, folders, results, strict=True)
+            for name, folder, mode, result in zip(names, folders, modes, results, strict=True)
         },
         "tests": {
             name: report.paired(theirs, users[0], [metric])[metric]
             for name, theirs in zip(names[1:], users[1:], strict=True)
         },
     }
+
+
+def _entry(metrics: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Mean and deviation; NaN where nobody was asked."""
+    entry = metrics.get(name, {"mean": math.nan, "std": math.nan})
+    return {part: entry[part] for part in ("mean", "std")}
 
 
 def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -118,7 +128,8 @@ def table(found: Mapping[str, Any]) -> pd.DataFrame:
     for name, run in found["runs"].items():
         cells = {
             title: f"{run[title]['mean']:.4f} ±{run[title]['std']:.4f}".replace("0.", ".")
-            for title in COLUMNS
+            for title in run
+            if title not in ("workdir", "seeds")
         }
         test = found["tests"].get(name)
         against = {
@@ -136,9 +147,9 @@ def write(found: Mapping[str, Any], workdir: pathlib.Path) -> None:
     lines = table(found).to_markdown(index=False, disable_numparse=True)
     text = f"""# Runs at cut-off {cutoff}
 
-Mean ± standard deviation over seeds; cold test unless said otherwise. p: two-sided paired t-test
-over users (values averaged over seeds) of cold-test NDCG against the first row, not corrected for
-the number of tests.
+Mean ± standard deviation over seeds; {found["where"]} unless said otherwise. p: two-sided paired
+t-test over users (values averaged over seeds) of that NDCG against the first row, not corrected
+for the number of tests.
 
 {lines}
 """
@@ -157,7 +168,8 @@ def _picture(found: Mapping[str, Any]) -> bytes:
         entries = [found["runs"][name][title] for name in names]
         means, spread = ([entry[k] for entry in entries] for k in ("mean", "std"))
         axis.errorbar(means, np.arange(len(names)), xerr=spread, fmt="o", capsize=3)
-        axis.set_title(f"{'cold ' if title == 'NDCG' else ''}{title}@{found['cutoff']}, test")
+        where = found["where"] if title == "NDCG" else "test"
+        axis.set_title(f"{title}@{found['cutoff']}, {where}")
         axis.set_yticks(range(len(names)), names)
         axis.grid(axis="x", color="#dddddd", linewidth=0.7)
         axis.spines[["top", "right"]].set_visible(False)

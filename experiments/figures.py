@@ -36,7 +36,6 @@ class Finished(NamedTuple):
 
     name: str
     model: dict[str, Any]  # config.model
-    mode: str  # of the questions, such as "open"
     metrics: dict[str, Any]
     cutoff: int
     ndcg: np.ndarray  # f64[n], of each question, averaged over seeds
@@ -64,16 +63,14 @@ def read(folder: pathlib.Path) -> Finished:
         ) from None
     cutoff = runner.cutoff_of(results["config"]["eval"]["cutoffs"])
     model = results["config"]["model"]
-    mode = "open" if "test/open/total/ndcg@" + str(cutoff) in results["metrics"] else None
-    mode = mode or "closed_warm_input"
-    users = report.read_users(folder / runner.USERS_FILE, f"test/{mode}/total")
+    task = tasks.of(results["config"])
+    mode = tasks.mode_of(task, results["metrics"])
+    users = report.read_users(folder / runner.USERS_FILE, f"test/{mode}{task.drawn}")
     ndcg = np.zeros(len(target))
-    # Questions without cold items in their histories come after those with them.
-    ndcg[users["users"] % len(target)] = users[f"ndcg@{cutoff}"]
+    ndcg[task.person(users["users"], {"test_target": target})] = users[f"ndcg@{cutoff}"]
     return Finished(
         tasks.title(model).strip(),
         model,
-        mode,
         results["metrics"],
         cutoff,
         ndcg,

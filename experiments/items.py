@@ -138,6 +138,14 @@ TASK = Task(
     columns=report.COLUMNS,
     drawn="cold",
     bars=BARS,
+    compared={
+        "Recall": "test/cold/recall",
+        "NDCG": "test/cold/ndcg",
+        "MDG": "test/cold/mdg",
+        "Gini div.": "test/cold/gini",
+        "warm NDCG": "test/warm/ndcg",
+        "val. NDCG": "val/cold/ndcg",
+    },
     load=lambda config: load(**config.data.to_dict()),
     describe=_describe,
     slices=_slices,
@@ -145,6 +153,7 @@ TASK = Task(
     epochs=_epochs,
     write_split=_write_split,
     same_split=_same_split,
+    person=lambda users, split: users,
     yardsticks=_yardsticks,
     serve=_serve,
 )

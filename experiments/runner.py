@@ -81,7 +81,7 @@ def run(
     results = _results(prepared, by_seed, baselines, seconds)
     task = prepared.task
     if config.eval.figure:
-        mode = _mode(task, results)
+        mode = tasks.mode_of(task, results["metrics"])
         drawn = f"{mode}{task.drawn}"
         shown = {name: by_seed[0], **{key: metrics[0] for key, metrics in baselines.items()}}
         rows = workdir / ROWS_FILE
@@ -112,7 +112,7 @@ def _show(
     console: Console,
 ) -> None:
     task = tasks.of(config)
-    mode = _mode(task, results)
+    mode = tasks.mode_of(task, results["metrics"])
     report.print_table(
         results,
         name=title(config),
@@ -126,15 +126,6 @@ def _show(
     if share is not None:
         console.print(f"  share of the achievable NDCG on cold test items: {share:.1%}")
     console.print(f"  {results['seconds']:.0f} s; results in {workdir}", highlight=False)
-
-
-def _mode(task: Task, results: Mapping[str, Any]) -> str:
-    """The first mode of the task in which there are test metrics."""
-    return next(
-        mode
-        for mode in task.modes
-        if any(name.startswith(f"test/{mode}") for name in results["metrics"])
-    )
 
 
 def title(config: config_dict.ConfigDict) -> str:

@@ -150,6 +150,13 @@ TASK = Task(
     columns={"HR": "hr", "NDCG": "ndcg", "Gini div.": "gini", "Coverage": "coverage"},
     drawn="total",
     bars=tuple((who, metric) for who in questions.WHO for metric in ("hr", "ndcg")),
+    compared={
+        "HR": "test/MODEtotal/hr",
+        "NDCG": "test/MODEtotal/ndcg",
+        "cold NDCG": "test/MODEcold/ndcg",
+        "warm NDCG": "test/MODEwarm/ndcg",
+        "val. NDCG": "val/total/ndcg",
+    },
     load=_load,
     describe=_describe,
     slices=_slices,
@@ -157,6 +164,8 @@ TASK = Task(
     epochs=lambda config: config.train.epochs,
     write_split=write_sequence_split,
     same_split=_same_split,
+    # Questions without cold items in their histories come after those with them.
+    person=lambda users, split: users % len(split["test_target"]),
     yardsticks=_yardsticks,
     serve=_serve,
 )

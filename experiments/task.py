@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import config_dict
 
 from jaxcold.types import EvalSlice, Model, Representations
@@ -34,6 +35,8 @@ class Task(NamedTuple):
     columns: Mapping[str, str]  # title -> metric, of the terminal's table
     drawn: str  # test slice, less the mode, whose items the figure shows
     bars: tuple[tuple[str, str], ...]  # (test slice, less the mode, and metric) in the figure
+    # Title -> metric less its cut-off, of `experiments.compare`; MODE stands for the mode.
+    compared: Mapping[str, str]
     load: Callable[[config_dict.ConfigDict], Any]  # config -> D
     describe: Callable[[Any], str]  # D -> a line
     slices: Callable[[config_dict.ConfigDict, Any], dict[str, EvalSlice]]
@@ -43,15 +46,24 @@ class Task(NamedTuple):
     epochs: Callable[[config_dict.ConfigDict], int]  # of the whole run
     write_split: Callable[[pathlib.Path, Any], None]
     same_split: Callable[[pathlib.Path, Any], bool]  # was the file written from these data?
+    # Users of a test slice, arrays of the split -> what is the same person in every mode.
+    person: Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray]
     # Methods to compare with, each a function of the part. Chance is always there.
     yardsticks: Callable[[config_dict.ConfigDict, Any], dict[str, Callable[[str], Representations]]]
     # config, D, model, parameters, folder: saves what serves recommendations.
     serve: Callable[[config_dict.ConfigDict, Any, Model, Any, pathlib.Path], None]
 
 
-def of(config: config_dict.ConfigDict) -> Task:
-    """The task of a config's model."""
-    return _of(config.model.name)
+def of(config: Any) -> Task:
+    """The task of a config's model; the config may be a plain dictionary, as in results.json."""
+    return _of(config["model"]["name"])
+
+
+def mode_of(task: Task, metrics: Mapping[str, Any]) -> str:
+    """The first mode of the task in which there are test metrics."""
+    return next(
+        mode for mode in task.modes if any(name.startswith(f"test/{mode}") for name in metrics)
+    )
 
 
 def title(model: Mapping[str, Any]) -> str:

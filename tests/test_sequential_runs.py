@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from test_resume import PowerCut, assert_same, cut_after
 
-from experiments import amazon_m2, base, beauty, figures, movielens, runner, zvuk
+from experiments import amazon_m2, base, beauty, compare, figures, movielens, runner, zvuk
 from experiments.base import ConfigError
 from jaxcold.recommender import SEMCo
 from jaxcold.types import MissingDataError
@@ -224,6 +224,21 @@ def test_figures_by_question(kind, finished, tmp_path):
         run = figures.read(folders[0])
         cold = found[(found["bin"] == "0") & (found["method"] == run.name)]
         assert cold["questions"].tolist() == [np.count_nonzero(run.target >= run.num_warm)]
+
+
+def test_runs_are_compared_question_by_question(finished, tmp_path):
+    _, folders = finished
+    found = compare.compare(folders)
+    assert found["where"] == "test, total"
+    assert len(found["runs"]) == 4
+    ours, ids = (figures.read(folder).ndcg for folder in (folders[0], folders[3]))
+    test = found["tests"]["SASRec"]
+    assert test["users"] == len(ours)
+    assert test["difference"] == pytest.approx(np.mean(ids - ours))
+    compare.write(found, tmp_path)
+    assert "test, total unless said otherwise" in (tmp_path / "compare.md").read_text()
+    # Questions in another mode are still the same questions.
+    assert found["runs"]["SASRec"]["NDCG"]["mean"] == pytest.approx(ids.mean())
 
 
 def test_figures_refuse_what_they_cannot_draw(finished, tmp_path):
