@@ -333,7 +333,7 @@ class SEMCo:
             DataError: naming the file that is absent or damaged, and what to do.
         """
         meta, files = artifact.read(folder, ("arrays.npz", "ids.json"))
-        if meta.get("model") != "semco":
+        if meta.get("model", "semco") != "semco":
             raise DataError(
                 f"{folder}: holds a model of kind {meta.get('model')!r}, not 'semco'; read it with "
                 "jaxcold.load"

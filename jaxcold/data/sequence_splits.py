@@ -78,7 +78,7 @@ def training_rows(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray] | No
     None where the file is no such split, whatever else it is.
     """
     try:
-        with np.load(path, allow_pickle=False) as split:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as split:
             user, item = split["user_ids"], split["item_ids"]
             indptr, indices = split["train_indptr"], split["train_indices"]
         row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
