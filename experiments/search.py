@@ -93,6 +93,11 @@ def space(config: config_dict.ConfigDict) -> dict[str, list[float]]:
     Raises:
         ConfigError: for a map without ranges, or when nothing is left to search.
     """
+    if config.model.name not in base.MODELS:
+        raise ConfigError(
+            f"model {config.model.name!r} has no ranges to search; name a config of "
+            + ", ".join(base.MODELS)
+        )
     model, (gradient, name) = config.model, base.map_of(config)
     if gradient not in TAU:
         raise ConfigError(f"config.model.gradient: one of {', '.join(TAU)}, not {gradient!r}")

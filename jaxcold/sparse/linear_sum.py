@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxcold.sparse._threshold import How
-from jaxcold.sparse.linear import _checked_alpha
+from jaxcold.sparse.linear import _checked_alpha, _zeros
 from jaxcold.sparse.losses import _Form, _loss_and_p
 
 _TILE = 1 << 20  # logits held at once: 4 MB of float32
@@ -89,9 +89,10 @@ def _pass(
         return total, dh, dW + _product(narrow, (part * share).astype(W.dtype), (0, 0), dtype)
 
     empty = (rows, d), (n, d)
-    start = [jnp.zeros(shape if gradient else (0, d), dtype) for shape in empty]
+    like = (h, W, targets)
+    start = [_zeros(shape if gradient else (0, d), dtype, like) for shape in empty]
     total, dh, dW = lax.fori_loop(
-        0, (count + size - 1) // size, tile, (jnp.zeros((), dtype), *start)
+        0, (count + size - 1) // size, tile, (_zeros((), dtype, like), *start)
     )
     if gradient:
         dW = dW.at[jnp.where(valid, targets, n)].add(-h.astype(dtype), mode="drop")
@@ -171,4 +172,8 @@ def linear_entmax_sum(
     if rows is not None and rows < 1:
         raise ValueError(f"rows must be positive, got {rows}")
     size = max(_TILE // W.shape[0], _MIN_ROWS) if rows is None else rows
+    # Under shard_map all operands must vary over the same axes inside the loop; the transpose of
+    # this addition of zero sums the gradient of a replicated operand over the devices.
+    arrays = (h, W, targets)
+    h, W, targets = (a + _zeros((), a.dtype, arrays) for a in arrays)
     return _compiled(h, W, targets, _Static(alpha, float(tau), min(size, h.shape[0])))
