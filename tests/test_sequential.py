@@ -173,11 +173,11 @@ def test_a_list_depends_on_its_own_history_alone(quick):
 
 def test_whoever_is_asked_for_the_programs_are_the_same(quick):
     quick.recommend({0: [100], 1: [*range(100, 109)]})
-    before = sequential._encode._cache_size()
+    before = sasrec.encode._cache_size()
     for length in range(1, 10):
         quick.recommend({user: range(100, 100 + length) for user in range(length)})
     quick.add_items([1], np.ones((1, 8))).recommend({0: [1]})
-    assert sequential._encode._cache_size() == before
+    assert sasrec.encode._cache_size() == before
 
 
 def test_only_the_latest_items_are_read_and_repeats_count_once(quick):
