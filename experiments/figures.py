@@ -117,7 +117,7 @@ def warm_share(runs: Sequence[Finished]) -> pd.DataFrame:
 
     def label(run: Finished) -> np.ndarray:
         read = packing.cut(run.history, run.model["max_length"])
-        row = np.repeat(np.arange(read.rows), read.counts)
+        row = read.row_of_entry
         warm = np.bincount(row, read.indices < run.num_warm, minlength=read.rows)
         share = np.where(read.counts > 0, warm / np.maximum(read.counts, 1), np.nan)
         names = ["none", "to 1/3", "to 2/3", "below all", "all"]

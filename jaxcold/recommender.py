@@ -5,30 +5,26 @@ is immutable: adding items gives a new recommender.
 """
 
 import dataclasses
-import io
-import json
 import os
-import zipfile
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from jaxcold import artifact
+from jaxcold import artifact, estimator
 from jaxcold.data import vectors
 from jaxcold.data.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
+from jaxcold.estimator import distinct, listed, some
 from jaxcold.eval.rank import top_k
-from jaxcold.eval.report import Progress
 from jaxcold.models import encoders, semco
-from jaxcold.train.loop import DivergedError
-from jaxcold.train.loop import fit as run
 from jaxcold.train.optim import adam_coupled_l2, cosine
-from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Csr, DataError, EvalSlice, Model, Representations
 
 if TYPE_CHECKING:
     from jaxcold.sequential import SASRec
+
+MODEL = "semco"  # what model.json calls it
 
 # Temperatures by gradient and alpha, for users with tens of items. Measured on citeulike-a, where
 # the exact gradient was ahead with its own (README.md). Softmax has one gradient.
@@ -122,24 +118,15 @@ class SEMCo:
         options = {"alpha": alpha, "tau": tau, "batch_size": batch_size, **options}
         model = semco.build(dataset, **options)
         schedule = cosine(learning_rate, epochs * model.steps_per_epoch)
-        optimizer = adam_coupled_l2(schedule, l2)
-        state = init_state(model, optimizer, seed)
-        step = make_step(model, optimizer)
-        try:
-            if progress:
-                with Progress("SEMCo", total=epochs * model.steps_per_epoch, unit="steps") as bar:
-                    state = run(
-                        model,
-                        step,
-                        state,
-                        epochs=epochs,
-                        seed=seed,
-                        on_step=lambda _, logs: bar.advance(1, logs["loss"]),
-                    )
-            else:
-                state = run(model, step, state, epochs=epochs, seed=seed)
-        except DivergedError as error:
-            raise DivergedError(f"{error}; try a lower learning_rate or another tau") from None
+        state = estimator.train(
+            "SEMCo",
+            model,
+            adam_coupled_l2(schedule, l2),
+            epochs=epochs,
+            seed=seed,
+            progress=progress,
+            remedy="a lower learning_rate or another tau",
+        )
         options |= {"epochs": epochs, "learning_rate": learning_rate, "l2": l2, "seed": seed}
         return cls.from_training(dataset, model, state.params, options)
 
@@ -161,16 +148,13 @@ class SEMCo:
         warm[dataset.split.warm_items] = True
         order = np.lexsort((train.item, train.user))
         return cls(
-            users=_ids(dataset.user_ids, "user"),
-            items=_ids(dataset.item_ids, "item"),
+            users=distinct(dataset.user_ids, "user"),
+            items=distinct(dataset.item_ids, "item"),
             item=encoders.encode(encoder, list(tables.values()), _present(dataset.content)),
             warm=warm,
             histories=Csr.from_pairs(train.user[order], train.item[order], train.num_users),
             widths={mode: table.shape[1] for mode, table in tables.items()},
-            options={
-                name: value.item() if isinstance(value, np.generic) else value
-                for name, value in options.items()
-            },
+            options=estimator.plain(options),
             encoder=encoder,
         )
 
@@ -209,16 +193,13 @@ class SEMCo:
         Raises:
             DataError: for an id that is known already or content that does not fit.
         """
-        new = _ids(ids, "item")
-        known = new[new.isin(self.items)]
-        if len(known):
-            raise DataError(f"{_some('item', known)} known already; an item's content is fixed")
+        new = estimator.new_items(self.items, ids)
         found, features = _content(content, new, self.widths)
         if len(found) != len(new):
-            raise DataError(f"{_some('item', found[~found.isin(new)])} in content but not in ids")
+            raise DataError(f"{some('item', found[~found.isin(new)])} in content but not in ids")
         return dataclasses.replace(
             self,
-            items=_ids([*self.items, *new], "item"),
+            items=distinct([*self.items, *new], "item"),
             item=np.concatenate([self.item, self._embed(features)]),
             warm=np.concatenate([self.warm, np.zeros(len(new), bool)]),
         )
@@ -267,7 +248,7 @@ class SEMCo:
         empty = names[taken.counts == 0]
         if len(empty):
             raise DataError(
-                f"{_some('user', empty)} without history: nothing says what to recommend; "
+                f"{some('user', empty)} without history: nothing says what to recommend; "
                 "leave such users out, or give them items"
             )
         if candidates is None:
@@ -277,7 +258,7 @@ class SEMCo:
                 raise ValueError(f'candidates is "cold" or a list of item ids, not {candidates!r}')
             pool = np.flatnonzero(~self.warm).astype(np.int32)
         else:
-            pool = np.unique(self._rows(candidates, "candidates"))
+            pool = np.unique(estimator.rows_of(self.items, candidates, "candidates"))
         nobody = Csr(np.zeros(len(names) + 1, np.int64), np.zeros(0, np.int32))
         asked = EvalSlice(
             users=np.arange(len(names), dtype=np.int32),
@@ -288,15 +269,7 @@ class SEMCo:
         )
         user = vectors.history_means(taken, self.item)
         found = top_k(Representations(user, self.item), asked, k)
-        row, column = np.nonzero(found.items >= 0)
-        return pd.DataFrame(
-            {
-                "user": names.take(row),
-                "item": self.items.take(found.items[row, column]),
-                "rank": column + 1,
-                "score": found.scores[row, column],
-            }
-        )
+        return estimator.as_frame(found, names, self.items)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the recommender into a folder of its own; no pickle.
@@ -314,16 +287,12 @@ class SEMCo:
             "histories/indptr": self.histories.indptr,
             "histories/indices": self.histories.indices,
         }
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        ids = {"users": self.users.tolist(), "items": self.items.tolist()}
         meta = {
-            "model": "semco",
             "modes": [{"name": mode, "width": width} for mode, width in self.widths.items()],
             "options": dict(self.options),
         }
-        files = {"arrays.npz": buffer.getvalue(), "ids.json": json.dumps(ids).encode()}
-        artifact.write(folder, meta, files)
+        ids = {"users": self.users, "items": self.items}
+        estimator.save(folder, MODEL, meta, arrays, ids)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "SEMCo":
@@ -332,31 +301,18 @@ class SEMCo:
         Raises:
             DataError: naming the file that is absent or damaged, and what to do.
         """
-        meta, files = artifact.read(folder, ("arrays.npz", "ids.json"))
-        if meta.get("model", "semco") != "semco":
-            raise DataError(
-                f"{folder}: holds a model of kind {meta.get('model')!r}, not 'semco'; read it with "
-                "jaxcold.load"
-            )
-        try:
-            with np.load(io.BytesIO(files["arrays.npz"]), allow_pickle=False) as archive:
-                arrays = dict(archive)
-            ids = json.loads(files["ids.json"])
+        with estimator.saved(folder, MODEL) as found:
+            arrays = found.arrays
             return cls(
-                users=_ids(ids["users"], "user"),
-                items=_ids(ids["items"], "item"),
+                users=distinct(found.ids["users"], "user"),
+                items=distinct(found.ids["items"], "item"),
                 item=arrays["items/embedding"],
                 warm=arrays["items/warm"],
                 histories=Csr(arrays["histories/indptr"], arrays["histories/indices"]),
-                widths={mode["name"]: mode["width"] for mode in meta["modes"]},
-                options=meta["options"],
+                widths={mode["name"]: mode["width"] for mode in found.meta["modes"]},
+                options=found.meta["options"],
                 encoder=encoders.encoder_from_arrays(arrays),
             )
-        except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{folder}: does not hold a whole recommender ({' '.join(str(error).split())}); "
-                "save it again"
-            ) from None
 
     def _embed(self, features: ContentFeatures) -> np.ndarray:
         return encoders.encode(self.encoder, list(features.tables.values()), _present(features))
@@ -365,78 +321,36 @@ class SEMCo:
         """Users of the training log and their histories."""
         if users is None:
             return self.users, self.histories
-        names = _listed(users, "users")
+        names = listed(users, "users")
         rows = self.users.get_indexer(names)
         if (rows < 0).any():
             raise DataError(
-                f"{_some('user', names[rows < 0])} not in the training log; give the items they "
+                f"{some('user', names[rows < 0])} not in the training log; give the items they "
                 "took as histories={user: [items]}"
             )
         return names, self.histories.take(rows)
 
     def _histories(self, histories: Mapping[Any, Iterable[Hashable]]) -> Csr:
         """Item ids by user to rows of ascending, distinct item numbers."""
-        lists = [_listed(taken, f"histories[{name!r}]") for name, taken in histories.items()]
+        lists = [listed(taken, f"histories[{name!r}]") for name, taken in histories.items()]
         counts = [len(taken) for taken in lists]
         ids = [item for taken in lists for item in taken]
-        item = self._rows(ids, "histories")
+        item = estimator.rows_of(self.items, ids, "histories")
         row = np.repeat(np.arange(len(lists)), counts)
         pairs = np.unique(np.stack([row, item], axis=1), axis=0)
         return Csr.from_pairs(pairs[:, 0], pairs[:, 1], len(lists))
 
-    def _rows(self, ids: Iterable[Hashable], where: str) -> np.ndarray:
-        """i32[n]: the numbers of items."""
-        asked = _listed(ids, where)
-        rows = self.items.get_indexer(asked)
-        if (rows < 0).any():
-            raise DataError(
-                f"{where}: {_some('item', asked[rows < 0])} unknown; add them with add_items, or "
-                "leave them out"
-            )
-        return rows.astype(np.int32)
-
 
 def load(folder: str | os.PathLike) -> "SEMCo | SASRec":
     """Reads a saved recommender, whichever it is; see `SEMCo.load` and `SASRec.load`."""
-    from jaxcold.sequential import MODEL, SASRec  # which imports this module
+    from jaxcold import sequential  # and with it scikit-learn, where it is needed
 
-    meta, _ = artifact.read(folder, ())
-    return SASRec.load(folder) if meta.get("model") == MODEL else SEMCo.load(folder)
+    kind = estimator.kind_of(artifact.read(folder, ())[0])
+    return sequential.SASRec.load(folder) if kind == sequential.MODEL else SEMCo.load(folder)
 
 
 def _present(features: ContentFeatures) -> list[np.ndarray]:
     return [features.present[mode] for mode in features.tables]
-
-
-def _some(what: str, ids: Collection) -> str:
-    """What to call a few of many: "item 3, 5, 7 and 12 more are"."""
-    shown = ", ".join(map(repr, list(ids)[:3]))
-    more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-    return f"{what} {shown}{more} {'is' if len(ids) == 1 else 'are'}"
-
-
-def _listed(ids: Iterable[Hashable], where: str) -> pd.Index:
-    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise DataError(f"{where}: is a list of ids, not {ids!r}")
-    return pd.Index(list(ids), tupleize_cols=False)
-
-
-def _ids(values: Iterable[Hashable], what: str) -> pd.Index:
-    """Distinct ids, all whole numbers or all strings, of one dtype whatever they came in.
-
-    Other ids, such as the floats that a table with gaps turns whole numbers into, are refused
-    before any training and not when the model is saved.
-    """
-    index = _listed(values, f"{what} ids")
-    kind = pd.api.types.infer_dtype(index, skipna=False)
-    if kind not in ("integer", "string"):
-        raise DataError(
-            f"{what} ids are {kind}; make all of them whole numbers or all of them strings, "
-            "for example by astype(str)"
-        )
-    if index.has_duplicates:
-        raise DataError(f"{_some(what, index[index.duplicated()].unique())} given twice; keep one")
-    return pd.Index(index.tolist())
 
 
 def _tau(alpha: float, gradient: str) -> float:
@@ -472,13 +386,13 @@ def _content(
                     f"content mode {mode!r} is absent; give it rows of NaN for items without it"
                 )
         content = {mode: content[mode] for mode in widths}
-    named = None if items is None else _ids(items, "item")
+    named = None if items is None else distinct(items, "item")
     parts: dict[str, tuple[pd.Index, np.ndarray]] = {}
     for mode, given in content.items():
         index = named
         if isinstance(given, pd.DataFrame):
-            index = _ids(given.index, f"content[{mode!r}] item")
-        table = _table(mode, given)
+            index = distinct(given.index, f"content[{mode!r}] item")
+        table = estimator.numbers(f"content[{mode!r}]", given)
         if index is None:
             if widths is None:
                 raise DataError(f"content[{mode!r}] is an array; say whose rows it holds by items=")
@@ -496,7 +410,7 @@ def _content(
     ids = pd.Index([]) if named is None else named
     for index, _ in parts.values():
         ids = index if not len(ids) else ids.append(index[~index.isin(ids)])
-    ids = _ids(ids, "item")
+    ids = distinct(ids, "item")
     tables, present = {}, {}
     for mode, (index, table) in parts.items():
         finite = np.isfinite(table)
@@ -505,7 +419,7 @@ def _content(
         if broken.any():
             row = int(np.argmax(broken))
             raise DataError(
-                f"content[{mode!r}]: {_some('item', index[broken])} not finite "
+                f"content[{mode!r}]: {some('item', index[broken])} not finite "
                 f"({table[row][~finite[row]][0]} in column {int(np.argmin(finite[row]))}); write "
                 "numbers, or NaN in the whole row of an item that lacks the mode"
             )
@@ -516,55 +430,19 @@ def _content(
     nothing = ~np.any(list(present.values()), axis=0)
     if nothing.any():
         raise DataError(
-            f"{_some('item', ids[nothing])} without content in any mode; give content or remove"
+            f"{some('item', ids[nothing])} without content in any mode; give content or remove"
         )
     return ids, ContentFeatures(tables, present)
 
 
-def _table(mode: str, given: pd.DataFrame | np.ndarray) -> np.ndarray:
-    """[n, D] floats of one mode."""
-    if isinstance(given, pd.DataFrame):
-        for column, dtype in given.dtypes.items():
-            if not pd.api.types.is_numeric_dtype(dtype):
-                raise DataError(
-                    f"content[{mode!r}]: column {column!r} holds {dtype}; keep numbers alone"
-                )
-        table = given.to_numpy(np.float32, na_value=np.nan)
-    else:
-        table = np.asanyarray(given)  # one that is mapped from a file stays there
-    if table.dtype.kind in "iub":
-        table = table.astype(np.float32)
-    if table.dtype.kind != "f" or table.dtype.itemsize > 8 or table.ndim != 2 or not table.size:
-        raise DataError(
-            f"content[{mode!r}] is {table.dtype}{list(table.shape)}, not numbers [items, features]"
-        )
-    return table
-
-
 def _dataset(interactions: pd.DataFrame, items: pd.Index, content: ContentFeatures) -> Dataset:
     """The log as a data set whose pairs are all for training; its ids count from 0."""
-    if not isinstance(interactions, pd.DataFrame) or not {"user", "item"} <= {
-        *interactions.columns
-    }:
-        raise DataError('interactions is a data frame with columns "user" and "item"')
-    if not len(interactions):
-        raise DataError("interactions has no rows; give one per click")
+    estimator.check_log(interactions, ("user", "item"))
     codes, found = {}, {}
     for field in ("user", "item"):
-        code, distinct = pd.factorize(interactions[field])
-        if (code < 0).any():
-            raise DataError(
-                f"interactions: row {int(np.argmax(code < 0))} (counted from 0) has no {field}; "
-                "drop it"
-            )
-        codes[field], found[field] = code, _ids(distinct, field)
-    rows = items.get_indexer(found["item"])
-    if (rows < 0).any():
-        shown = ", ".join(map(repr, items[:3].tolist()))
-        raise DataError(
-            f"interactions: {_some('item', found['item'][rows < 0])} without content (content "
-            f"holds {shown}, ...); give content for it, or drop its interactions"
-        )
+        codes[field], values = estimator.coded(interactions, field)
+        found[field] = distinct(values, field)
+    rows = estimator.content_rows(items, found["item"])
     pairs = np.unique(np.stack([codes["user"], rows[codes["item"]]], axis=1), axis=0)
     pairs = pairs.astype(np.int32)
     users, count = found["user"], len(items)

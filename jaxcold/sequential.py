@@ -3,14 +3,10 @@
 As in `jaxcold.recommender`, external ids stop here and everything is immutable.
 """
 
-import contextlib
 import dataclasses
 import functools
 import inspect
-import io
-import json
 import os
-import zipfile
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -19,18 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxcold import artifact
+from jaxcold import estimator
 from jaxcold.data import packing, questions, reduction, sequences, vectors
 from jaxcold.data.sequences import SequenceDataset
+from jaxcold.estimator import distinct, listed, some
 from jaxcold.eval.metrics import evaluate
 from jaxcold.eval.rank import top_k
-from jaxcold.eval.report import Progress
 from jaxcold.models import sasrec
-from jaxcold.recommender import _ids, _listed, _some
-from jaxcold.train.loop import DivergedError
-from jaxcold.train.loop import fit as run
 from jaxcold.train.optim import sasrec as optimizer_of
-from jaxcold.train.step import TrainState, init_state, make_step
+from jaxcold.train.step import TrainState
 from jaxcold.types import Csr, DataError, EvalSlice, Representations
 
 MODEL = "sasrec"  # what model.json calls it
@@ -152,21 +145,16 @@ class SASRec:
                 best.update(ndcg=ndcg, epoch=epoch, params=jax.tree.map(np.array, state.params))
             return epoch - best["epoch"] >= patience
 
-        total = epochs * model.steps_per_epoch
-        shown = Progress("SASRec", total=total, unit="steps") if progress else None
-        with shown or contextlib.nullcontext():
-            try:
-                run(
-                    model,
-                    make_step(model, optimizer),
-                    init_state(model, optimizer, seed),
-                    epochs=epochs,
-                    seed=seed,
-                    on_step=lambda _, logs: shown.advance(1, logs["loss"]) if shown else None,
-                    on_epoch=on_epoch,
-                )
-            except DivergedError as error:
-                raise DivergedError(f"{error}; try a lower learning_rate") from None
+        estimator.train(
+            "SASRec",
+            model,
+            optimizer,
+            epochs=epochs,
+            seed=seed,
+            progress=progress,
+            remedy="a lower learning_rate",
+            on_epoch=on_epoch,
+        )
         options |= {
             "batch_size": batch_size,
             "learning_rate": learning_rate,
@@ -195,26 +183,22 @@ class SASRec:
             ValueError: for ``reference=True``, where lists depend on who else is asked.
         """
         defaults = inspect.signature(sasrec.build).parameters.values()
-        options = {p.name: p.default for p in defaults if p.default is not p.empty} | {**options}
-        options = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in options.items()
-        }
+        options = estimator.plain(
+            {p.name: p.default for p in defaults if p.default is not p.empty} | {**options}
+        )
         _refuse_reference(options)
         arrays = sasrec.encoder_arrays(params)
         rows, delta = arrays.pop("items", None), arrays.pop("delta", None)
         warm = np.arange(dataset.num_items) < dataset.num_warm
-        ids = _ids(dataset.item_ids, "item")
+        ids = distinct(dataset.item_ids, "item")
         fitted, width = None, None
         if options["item_table"] == "random":
             assert rows is not None
             ids, warm, item = ids[warm], warm[warm], rows[1:]
         else:
-            item = sasrec.contents(dataset, options["dim"], options["reduce"])
+            item, fitted = sasrec.contents(dataset, options["dim"], options["reduce"])
             assert dataset.content is not None
             width = dataset.content.shape[1]
-            if options["reduce"] == "always":
-                fitted = reduction.fit(dataset.content[: dataset.num_warm], options["dim"])
             if rows is not None:
                 item[warm] = rows[1:]
             elif delta is not None:
@@ -253,25 +237,22 @@ class SASRec:
             DataError: for an id that is known already or content that does not fit.
             ValueError: if the model was trained without content.
         """
-        new = _ids(ids, "item")
-        known = new[new.isin(self.items)]
-        if len(known):
-            raise DataError(f"{_some('item', known)} known already; an item's content is fixed")
+        new = estimator.new_items(self.items, ids)
         if isinstance(content, pd.DataFrame):
-            found = _ids(content.index, "content item")
+            found = distinct(content.index, "content item")
             for left, what in (
                 (new[~new.isin(found)], "in ids but not in content"),
                 (found[~found.isin(new)], "in content but not in ids"),
             ):
                 if len(left):
-                    raise DataError(f"{_some('item', left)} {what}; give each new item one row")
+                    raise DataError(f"{some('item', left)} {what}; give each new item one row")
             content = content.iloc[found.get_indexer(new)]
         rows = _features(content)
         if len(rows) != len(new):
             raise DataError(f"content has {len(rows)} rows for {len(new)} ids; give one per item")
         return dataclasses.replace(
             self,
-            items=_ids([*self.items, *new], "item"),
+            items=distinct([*self.items, *new], "item"),
             item=np.concatenate([self.item, self._embed(rows)]),
             warm=np.concatenate([self.warm, np.zeros(len(new), bool)]),
         )
@@ -329,15 +310,7 @@ class SASRec:
             items=pool,
         )
         found = top_k(Representations(user, self.item), piece, k, block_users=size)
-        row, column = np.nonzero(found.items[: len(asked)] >= 0)
-        return pd.DataFrame(
-            {
-                "user": names.take(row),
-                "item": self.items.take(found.items[row, column]),
-                "rank": column + 1,
-                "score": found.scores[row, column],
-            }
-        )
+        return estimator.as_frame(found, names, self.items)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the recommender into a folder of its own; no pickle.
@@ -352,14 +325,8 @@ class SASRec:
         arrays |= {"items/embedding": self.item, "items/warm": self.warm}
         if self.reduction is not None:
             arrays |= {f"reduction/{name}": x for name, x in self.reduction._asdict().items()}
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        files = {
-            "arrays.npz": buffer.getvalue(),
-            "ids.json": json.dumps({"items": self.items.tolist()}).encode(),
-        }
-        meta = {"model": MODEL, "width": self.width, "options": dict(self.options)}
-        artifact.write(folder, meta, files)
+        meta = {"width": self.width, "options": dict(self.options)}
+        estimator.save(folder, MODEL, meta, arrays, {"items": self.items})
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "SASRec":
@@ -368,25 +335,18 @@ class SASRec:
         Raises:
             DataError: naming the file that is absent or damaged, and what to do.
         """
-        meta, files = artifact.read(folder, ("arrays.npz", "ids.json"))
-        if meta.get("model") != MODEL:
-            raise DataError(
-                f"{folder}: holds a model of kind {meta.get('model')!r}, not {MODEL!r}; read it "
-                "with jaxcold.load"
-            )
-        try:
-            with np.load(io.BytesIO(files["arrays.npz"]), allow_pickle=False) as archive:
-                arrays = dict(archive)
+        with estimator.saved(folder, MODEL) as found:
+            arrays = found.arrays
             fields = [f"reduction/{name}" for name in reduction.Reduction._fields]
             loaded = cls(
-                items=_ids(json.loads(files["ids.json"])["items"], "item"),
+                items=distinct(found.ids["items"], "item"),
                 item=arrays["items/embedding"],
                 warm=arrays["items/warm"],
-                width=meta["width"],
+                width=found.meta["width"],
                 reduction=reduction.Reduction(*(arrays[name] for name in fields))
                 if fields[0] in arrays
                 else None,
-                options=meta["options"],
+                options=found.meta["options"],
                 encoder={
                     name.removeprefix("encoder/"): rows
                     for name, rows in arrays.items()
@@ -399,11 +359,6 @@ class SASRec:
                 raise ValueError(f"{count} items with arrays of shapes {shapes}")
             _ = loaded._served
             return loaded
-        except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{folder}: does not hold a whole recommender ({' '.join(str(error).split())}); "
-                "save it again"
-            ) from None
 
     def _embed(self, rows: np.ndarray) -> np.ndarray:
         if self.width is None:
@@ -426,15 +381,15 @@ class SASRec:
                 "histories is a mapping of users to lists of item ids; make a dictionary of it, "
                 "for example by to_dict()"
             )
-        lists = [_listed(taken, f"histories[{name!r}]") for name, taken in histories.items()]
+        lists = [listed(taken, f"histories[{name!r}]") for name, taken in histories.items()]
         ids = [item for taken in lists for item in taken]
-        item = self.items.get_indexer(_listed(ids, "histories"))
+        item = self.items.get_indexer(listed(ids, "histories"))
         user = np.repeat(np.arange(len(lists)), [len(taken) for taken in lists])
         known = item >= 0
         if unknown == "error" and not known.all():
             strange = dict.fromkeys(name for name, good in zip(ids, known, strict=True) if not good)
             raise DataError(
-                f"histories: {_some('item', strange)} unknown; add them with add_items, or leave "
+                f"histories: {some('item', strange)} unknown; add them with add_items, or leave "
                 'them out by unknown="drop"'
             )
         item, user = item[known], user[known]
@@ -457,32 +412,19 @@ class SASRec:
                     "for cold items; fit one with content"
                 )
             return np.flatnonzero(known[candidates]).astype(np.int32)
-        asked = _listed(candidates, "candidates")
-        rows = self.items.get_indexer(asked)
-        if (rows < 0).any():
-            raise DataError(
-                f"candidates: {_some('item', asked[rows < 0])} unknown; add them with add_items, "
-                "or leave them out"
-            )
-        return np.unique(rows).astype(np.int32)
+        return np.unique(estimator.rows_of(self.items, candidates, "candidates"))
 
     def _users(self, history: Csr) -> np.ndarray:
         """f32[n, dim]: what each history, none of them empty, leads to."""
         graphdef, params, table = self._served
         length = self.options["max_length"]
         history = packing.cut(history, length)
-        # One more row, as long as can be and read by nobody, so that the lengths of rectangles,
-        # and with them programs and rounding, are the same whoever is asked for.
-        longest = Csr(
-            np.append(history.indptr, history.indptr[-1] + length),
-            np.append(history.indices, np.zeros(length, np.int32)),
-        )
-        found = np.zeros((longest.rows, self.item.shape[1]), np.float32)
-        for members, tokens, last in packing.blocks(longest, None):
-            if members[0] < history.rows:
-                hidden = sasrec.encode(graphdef, params, table, tokens, last)
-                found[members] = np.asarray(hidden)[: len(members)]
-        return found[:-1]
+        found = np.zeros((history.rows, self.item.shape[1]), np.float32)
+        # The lengths of rectangles, and with them programs and rounding, are the same whoever asks.
+        for members, tokens, last in packing.blocks(history, longest=length):
+            hidden = sasrec.encode(graphdef, params, table, tokens, last)
+            found[members] = np.asarray(hidden)[: len(members)]
+        return found
 
     @functools.cached_property
     def _served(self) -> tuple[Any, Any, jax.Array]:
@@ -504,19 +446,7 @@ def _refuse_reference(options: Mapping[str, Any]) -> None:
 
 def _features(content: pd.DataFrame | np.ndarray) -> np.ndarray:
     """f[n, F]: content as numbers, all of them finite."""
-    if isinstance(content, pd.DataFrame):
-        for column, dtype in content.dtypes.items():
-            if not pd.api.types.is_numeric_dtype(dtype):
-                raise DataError(f"content: column {column!r} holds {dtype}; keep numbers alone")
-        table = content.to_numpy(np.float32, na_value=np.nan)
-    else:
-        table = np.asarray(content)
-        if table.dtype.kind in "iub":
-            table = table.astype(np.float32)
-    if table.dtype.kind != "f" or table.ndim != 2 or not table.size:
-        raise DataError(
-            f"content is {table.dtype}{list(table.shape)}, not numbers [items, features]"
-        )
+    table = estimator.numbers("content", content)
     finite = np.isfinite(table)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
@@ -539,15 +469,9 @@ def _dataset(
     if content is not None:
         if not isinstance(content, pd.DataFrame):
             raise DataError("content is a data frame with a row per item, indexed by item id")
-        known = _ids(content.index, "content item")
+        known = distinct(content.index, "content item")
         features = _features(content)
-        at = known.get_indexer(items)
-        if (at < 0).any():
-            shown = ", ".join(map(repr, known[:3].tolist()))
-            raise DataError(
-                f"interactions: {_some('item', items[at < 0])} without content (content holds "
-                f"{shown}, ...); give content for it, or drop its interactions"
-            )
+        at = estimator.content_rows(known, items)
         rows, items = rows.assign(item=at[rows["item"]]), known
     rows = sequences.drop_repeats(rows)
     rows = rows[rows.groupby("user")["user"].transform("size") >= 2]
@@ -574,10 +498,7 @@ def _dataset(
 def _log(interactions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Index]:
     """The log with users, items and times counted from 0, and the ids of the items."""
     fields = ("user", "item", "time")
-    if not isinstance(interactions, pd.DataFrame) or not {*fields} <= {*interactions.columns}:
-        raise DataError('interactions is a data frame with columns "user", "item" and "time"')
-    if not len(interactions):
-        raise DataError("interactions has no rows; give one per click")
+    estimator.check_log(interactions, fields)
     time = interactions["time"].dtype
     if not (pd.api.types.is_numeric_dtype(time) or pd.api.types.is_datetime64_any_dtype(time)):
         raise DataError(
@@ -586,11 +507,6 @@ def _log(interactions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Index]:
         )
     codes, found = {}, {}
     for field in fields:
-        codes[field], found[field] = pd.factorize(interactions[field], sort=field == "time")
-        if (codes[field] < 0).any():
-            raise DataError(
-                f"interactions: row {int(np.argmax(codes[field] < 0))} (counted from 0) has no "
-                f"{field}; drop it"
-            )
-    _ids(found["user"], "user")
-    return pd.DataFrame(codes), _ids(found["item"], "item")
+        codes[field], found[field] = estimator.coded(interactions, field, ordered=field == "time")
+    distinct(found["user"], "user")
+    return pd.DataFrame(codes), distinct(found["item"], "item")

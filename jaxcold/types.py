@@ -34,6 +34,11 @@ class Csr(NamedTuple):
         """i64[rows]: entries of each row."""
         return np.diff(self.indptr)
 
+    @property
+    def row_of_entry(self) -> np.ndarray:
+        """i64[n]: the row that each entry belongs to."""
+        return np.repeat(np.arange(self.rows), self.counts)
+
     @classmethod
     def from_pairs(cls, row: np.ndarray, value: np.ndarray, rows: int) -> "Csr":
         """Groups values by row; inside a row the order of the pairs is kept."""

@@ -404,7 +404,7 @@ def test_delta_rows_stay_in_the_ball_and_cold_items_have_none():
     assert np.linalg.norm(delta, axis=1).max() <= 0.05 * (1 + 1e-6)
     assert np.linalg.norm(delta, axis=1).max() > 0.04
     vectors = model.represent(state.params, state.extra, "test")
-    content = sasrec.contents(dataset, 8, "always")
+    content, _ = sasrec.contents(dataset, 8, "always")
     np.testing.assert_array_equal(vectors.item[dataset.num_warm :], content[dataset.num_warm :])
 
 
@@ -566,7 +566,7 @@ def test_bad_options_are_named(changes, message):
 
 def test_content_is_unit_rows_from_warm_items_alone():
     dataset = circle()
-    rows = sasrec.contents(dataset, 8, "always")
+    rows, _ = sasrec.contents(dataset, 8, "always")
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
-    same = sasrec.contents(dataset, 8, "never")
+    same, _ = sasrec.contents(dataset, 8, "never")
     np.testing.assert_allclose(same, unit_rows(dataset.content))

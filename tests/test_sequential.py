@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import jaxcold
-from jaxcold import artifact, sequential
+from jaxcold import artifact, estimator, sequential
 from jaxcold.data.sequences import Questions, SequenceDataset
 from jaxcold.models import sasrec
 from jaxcold.sequential import SASRec
@@ -48,8 +48,8 @@ def one_program():
     """All fits of this file have the same options and batches: one compiled step serves them."""
     kept = {}
     with pytest.MonkeyPatch.context() as patch:
-        real = sequential.make_step
-        patch.setattr(sequential, "make_step", lambda *args: kept.setdefault(0, real(*args)))
+        real = estimator.make_step
+        patch.setattr(estimator, "make_step", lambda *args: kept.setdefault(0, real(*args)))
         yield
 
 
@@ -249,11 +249,11 @@ def test_added_items_are_cold_and_leave_the_old_recommender_alone(quick):
 
 def test_embedding_is_the_reduction_of_training(quick):
     raw = dataset().content
-    want = sasrec.contents(dataset(), 8, "always")
+    want, _ = sasrec.contents(dataset(), 8, "always")
     np.testing.assert_allclose(quick.embed(raw), want, atol=1e-6)
     np.testing.assert_allclose(quick.embed(pd.DataFrame(raw[3:5])), want[3:5], atol=1e-6)
     never = untrained(reduce="never")[-1]
-    want = sasrec.contents(dataset(), 8, "never")
+    want, _ = sasrec.contents(dataset(), 8, "never")
     np.testing.assert_allclose(never.embed(3 * raw), want, atol=1e-6)
 
 

@@ -12,7 +12,7 @@ from jaxcold.data import readers, synthetic
 from jaxcold.data.dataset import Dataset, Interactions
 from jaxcold.data.sequence_splits import training_rows
 from jaxcold.data.sources import citeulike
-from jaxcold.data.splits import make_split, read_split
+from jaxcold.data.splits import make_split, read_split, rows_of
 from jaxcold.types import DataError
 
 
@@ -133,11 +133,10 @@ def _only(
         raise DataError(
             f"{place}: names users and items by text; this data set numbers them"
         ) from None
-    keys = interactions.user.astype(np.int64) * interactions.num_items + interactions.item
-    found = np.isin(keys, wanted[0] * interactions.num_items + wanted[1])
-    if found.sum() != wanted.shape[1]:
+    rows = rows_of(interactions, *wanted)
+    if (rows < 0).any():
         raise DataError(
-            f"{place}: {wanted.shape[1] - found.sum()} of its training rows are no interactions of "
+            f"{place}: {np.count_nonzero(rows < 0)} of its training rows are no interactions of "
             "this data set; make the split again from it"
         )
-    return interactions.take(np.flatnonzero(found))
+    return interactions.take(np.sort(rows))

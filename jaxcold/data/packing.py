@@ -39,10 +39,7 @@ def room_of(lengths: np.ndarray, batch_size: int) -> Room:
     what is left empty costs a few per cent of a step whose loss is over a whole catalogue.
     """
     longest = int(lengths.max(initial=1))
-    sizes = [_SHORTEST]
-    while sizes[-1] < longest:
-        sizes.append(2 * sizes[-1])
-    sizes[-1] = longest
+    sizes = _sizes(longest)
     count = max(len(lengths), 1)
     share = np.bincount(np.searchsorted(sizes, lengths), minlength=len(sizes)) / count
     expected = batch_size * share + 4 * np.sqrt(batch_size * share * (1 - share))
@@ -55,24 +52,31 @@ def room_of(lengths: np.ndarray, batch_size: int) -> Room:
     return Room(int(most), tuple(np.array(sizes)[used].tolist()), tuple(rows[used].tolist()))
 
 
+def _sizes(longest: int) -> list[int]:
+    """Lengths of rectangles for sequences of any length up to the longest."""
+    sizes = [_SHORTEST]
+    while sizes[-1] < longest:
+        sizes.append(2 * sizes[-1])
+    return [*sizes[:-1], longest]
+
+
 def _up(number: Any, multiple: int) -> Any:
     return (multiple * np.ceil(np.asarray(number) / multiple)).astype(int)
 
 
-def pack(inputs: Csr, targets: np.ndarray | None, room: Room) -> Tokens:
+def pack(inputs: Csr, targets: np.ndarray, room: Room) -> Tokens:
     """Sequences as tokens, with nothing between them.
 
     Args:
         inputs: item ids from 0, at least one a row.
-        targets: i32[n] the id that follows each entry of ``inputs.indices``; None for none.
+        targets: i32[n] the id that follows each entry of ``inputs.indices``.
         room: where it lacks, there are more tokens, or a rectangle of twice the rows.
     """
     count, lengths = len(inputs.indices), inputs.counts
     size = room.tokens if count <= room.tokens else int(_up(count, max(room.tokens // 8, 1)))
     item, target, position = (np.zeros(size, np.int32) for _ in range(3))
     item[:count] = inputs.indices + 1
-    if targets is not None:
-        target[:count] = targets + 1
+    target[:count] = targets + 1
     position[:count] = np.arange(count) - np.repeat(inputs.indptr[:-1], lengths)
     kind = np.searchsorted(room.lengths, lengths)
     rectangles = []
@@ -98,12 +102,12 @@ def rectangle(
 
     Args:
         inputs: item ids from 0, at most `length` a row.
-        targets: see `pack`.
+        targets: see `pack`; None for none.
         rows: of the rectangle, at least those of `inputs`.
         length: of the rectangle.
         left: padding comes first, as in the code published with the paper; else last.
     """
-    row = np.repeat(np.arange(inputs.rows), inputs.counts)
+    row = inputs.row_of_entry
     place = np.arange(len(inputs.indices)) - np.repeat(inputs.indptr[:-1], inputs.counts)
     if left:
         place += length - inputs.counts[row]
@@ -136,13 +140,16 @@ def cut(history: Csr, length: int) -> Csr:
     return Csr(indptr, history.indices[at])
 
 
-def blocks(history: Csr, batch: int | None) -> Iterator[tuple[np.ndarray, Tokens, np.ndarray]]:
+def blocks(
+    history: Csr, *, batch: int | None = None, longest: int | None = None
+) -> Iterator[tuple[np.ndarray, Tokens, np.ndarray]]:
     """Rows that are not empty, a rectangle at a time, with the place of each one's last token.
 
     Args:
         history: the rows.
         batch: rows per rectangle in the order given, padded on the left to the longest of them;
             unset, rows of like length go together, and what is with a row makes no difference.
+        longest: row that the lengths of rectangles have to suit; unset, that of `history`.
     """
     filled = np.flatnonzero(history.counts > 0)
     if batch is not None:
@@ -153,7 +160,7 @@ def blocks(history: Csr, batch: int | None) -> Iterator[tuple[np.ndarray, Tokens
             last = np.arange(batch) * length + length - 1
             yield members, rectangle(part, None, batch, length, left=True), last
         return
-    for length in room_of(history.counts[filled], 1).lengths:
+    for length in _sizes(longest or int(history.counts.max(initial=1))):
         shorter = history.counts <= length
         members, filled = filled[shorter[filled]], filled[~shorter[filled]]
         rows = max(_EVAL_TOKENS // length, 1)

@@ -6,8 +6,6 @@ that the model reads. A model without vectors for cold items can only answer wit
 Source: "Let It Go? Not Quite", section 4, and the code published with it.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from jaxcold.data.sequences import SequenceDataset
@@ -23,16 +21,20 @@ MODES = {
 WHO = ("total", "warm", "cold")  # all questions, those whose target is warm, those where it is cold
 
 
-def histories(dataset: SequenceDataset, part: str) -> Csr:
+def histories(dataset: SequenceDataset, part: str, *, cold_vectors: bool = True) -> Csr:
     """What the model reads, a row per question of a part.
 
     Args:
         dataset: the data.
         part: "val"; or "test", where the questions come twice, the second time without cold items.
+        cold_vectors: whether the model has vectors for cold items; if not, the rows with them are
+            empty, since nobody asks about those.
     """
     if part == "val":
         return dataset.val.history
     whole, warm = dataset.test.history, _warm(dataset.test.history, dataset.num_warm)
+    if not cold_vectors:
+        whole = Csr(np.zeros_like(whole.indptr), np.zeros(0, np.int32))
     return Csr(
         np.concatenate([whole.indptr, whole.indptr[-1] + warm.indptr[1:]]),
         np.concatenate([whole.indices, warm.indices]),
@@ -54,9 +56,8 @@ def slices(
         padding: the item ``num_items``, which is no item, competes too: it does in the code
             published with the paper.
     """
-    extra = [dataset.num_items] if padding else []
-    warm = np.array([*range(dataset.num_warm), *extra], np.int32)
-    every = np.array([*range(dataset.num_items), *extra], np.int32)
+    every = np.arange(dataset.num_items + padding, dtype=np.int32)
+    warm = np.delete(every, np.s_[dataset.num_warm : dataset.num_items])
     found = {"val/total": _slice(dataset.val.history, dataset.val.target, warm, 0, None)}
     test = histories(dataset, "test")
     count = len(dataset.test.target)
@@ -92,19 +93,13 @@ def _slice(
 def _nothing_for_nobody(history: Csr, candidates: np.ndarray) -> Csr:
     """The histories; an empty one is everything, so that nothing is left to recommend."""
 
-    def rows() -> Iterator[np.ndarray]:
-        for start, stop in zip(history.indptr[:-1], history.indptr[1:], strict=True):
-            yield history.indices[start:stop] if stop > start else candidates
-
-    if (history.counts > 0).all():
-        return history
-    parts = list(rows())
-    indptr = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-    return Csr(indptr, np.concatenate(parts).astype(np.int32))
+    empty = np.flatnonzero(history.counts == 0)
+    row = np.concatenate([history.row_of_entry, np.repeat(empty, len(candidates))])
+    value = np.concatenate([history.indices, np.tile(candidates, len(empty))])
+    return Csr.from_pairs(row, value, history.rows)
 
 
 def _warm(history: Csr, num_warm: int) -> Csr:
     """The histories without cold items."""
-    row = np.repeat(np.arange(history.rows), history.counts)
     kept = history.indices < num_warm
-    return Csr.from_pairs(row[kept], history.indices[kept], history.rows)
+    return Csr.from_pairs(history.row_of_entry[kept], history.indices[kept], history.rows)

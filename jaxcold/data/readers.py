@@ -20,7 +20,7 @@ from jaxcold.data.splits import checked_split
 from jaxcold.types import DataError, MissingDataError
 
 _CHUNK_BYTES = 1 << 24
-_SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", " ": "spaces", "|": "bars"}
+SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", " ": "spaces", "|": "bars"}
 _PART_FILES = {
     "warm_train": "warm_train.csv",
     "warm_val": "warm_val.csv",
@@ -69,10 +69,10 @@ def read_interactions(
     """
     if duplicates not in ("error", "drop"):
         raise DataError(f"data.duplicates={duplicates!r}: must be 'error' or 'drop'")
-    table = _read_integers(path, "\t", ("userID", "itemID"), optional=("timestamp",))
+    table = read_integers(path, "\t", ("userID", "itemID"), optional=("timestamp",))
     user, item, time = table["userID"], table["itemID"], table.get("timestamp")
-    _check_ids(path, "userID", user)
-    _check_ids(path, "itemID", item)
+    check_ids(path, "userID", user)
+    check_ids(path, "itemID", item)
     repeated = pd.Series(user * 2**31 + item).duplicated().to_numpy()
     if repeated.any() and duplicates == "error":
         row = int(np.argmax(repeated))
@@ -108,9 +108,9 @@ def read_authors_split(
     require(folder, _PART_FILES.values(), published)
     pairs = {}
     for part, name in _PART_FILES.items():
-        table = _read_integers(folder / name, ",", ("user", "item"))
+        table = read_integers(folder / name, ",", ("user", "item"))
         for field, ids in table.items():
-            _check_ids(folder / name, field, ids)
+            check_ids(folder / name, field, ids)
         pairs[part] = np.stack([table["user"], table["item"]], axis=1)
     user, item = np.concatenate(list(pairs.values())).T
     if not allow_unused:
@@ -285,7 +285,8 @@ def _check_rows(path: Path, table: np.ndarray, missing_modes: bool, mmap: bool) 
     return present
 
 
-def _check_ids(path: Path, field: str, ids: np.ndarray) -> None:
+def check_ids(path: Path, field: str, ids: np.ndarray) -> None:
+    """Stops at the first id that no table of 32-bit numbers can hold, naming its line."""
     bad = (ids < 0) | (ids >= 2**31)
     if bad.any():
         row = int(np.argmax(bad))
@@ -306,11 +307,11 @@ def _check_used(path: Path, field: str, ids: np.ndarray) -> None:
         )
 
 
-def _read_integers(
+def read_integers(
     path: Path, separator: str, required: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
     """i64 columns of a separated text file with a header line."""
-    header = _read_header(path, separator, required)
+    header = read_header(path, separator, required)
     wanted = [name for name in (*required, *optional) if name in header]
     try:
         with warnings.catch_warnings():
@@ -333,7 +334,7 @@ def _read_integers(
     return {name: frame[name].to_numpy() for name in wanted}
 
 
-def _read_header(path: Path, separator: str, required: Sequence[str]) -> list[str]:
+def read_header(path: Path, separator: str, required: Sequence[str]) -> list[str]:
     """Names of the columns; the needed ones are among them, each once."""
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -351,11 +352,11 @@ def _read_header(path: Path, separator: str, required: Sequence[str]) -> list[st
     header = line.split(separator)
     missing = [name for name in required if name not in header]
     if missing:
-        for other, plural in _SEPARATORS.items():
+        for other, plural in SEPARATORS.items():
             if other != separator and set(required) <= set(line.split(other)):
                 raise DataError(
                     f"{path}: line 1: columns are separated by {plural}; "
-                    f"separate them by {_SEPARATORS[separator]}"
+                    f"separate them by {SEPARATORS[separator]}"
                 )
         raise DataError(
             f"{path}: line 1: no column {missing[0]} in the header "
@@ -377,12 +378,12 @@ def _explain(
         for number, line in _rows(path):
             fields = line.split(separator)
             if len(fields) != len(header):
-                other = [s for s in _SEPARATORS if s != separator and s in line]
-                found = f", separated by {_SEPARATORS[other[0]]}" if other else ""
+                other = [s for s in SEPARATORS if s != separator and s in line]
+                found = f", separated by {SEPARATORS[other[0]]}" if other else ""
                 raise DataError(
                     f"{path}: line {number}: {len(fields)} fields{found} where the header has "
                     f"{len(header)}; write {len(header)} fields separated by "
-                    f"{_SEPARATORS[separator]}"
+                    f"{SEPARATORS[separator]}"
                 )
             for name in wanted:
                 value = fields[header.index(name)]

@@ -81,8 +81,7 @@ def training_rows(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray] | No
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as split:
             user, item = split["user_ids"], split["item_ids"]
             indptr, indices = split["train_indptr"], split["train_indices"]
-        row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-        return user[row], item[indices]
+        return user[Csr(indptr, indices).row_of_entry], item[indices]
     except Exception:  # spoilt bytes raise anything; whoever reads the file next says what is wrong
         return None
 

@@ -393,7 +393,7 @@ def assemble(
 
 def seen_targets(questions: Questions) -> int:
     """Questions whose answer stands in their history: certain misses if seen items are barred."""
-    row = np.repeat(np.arange(questions.history.rows), questions.history.counts)
+    row = questions.history.row_of_entry
     return len(np.unique(row[questions.history.indices == questions.target[row]]))
 
 

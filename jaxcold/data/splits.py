@@ -168,7 +168,7 @@ def checked_split(
     seen = np.full(len(interactions.user), -1, np.int8)
     for number, part in enumerate(PARTS):
         user, item = pairs[part].T
-        rows[part] = found = _rows_of(interactions, user, item)
+        rows[part] = found = rows_of(interactions, user, item)
         wanted = {"cold_val": 1, "cold_test": 2}.get(part, 0)
         missing = np.flatnonzero(found < 0)
         if len(missing):
@@ -223,7 +223,7 @@ def checked_split(
     )
 
 
-def _rows_of(interactions: Interactions, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+def rows_of(interactions: Interactions, user: np.ndarray, item: np.ndarray) -> np.ndarray:
     """i64[n]: the row of each pair among the interactions, -1 where it is not one of them."""
     keys = interactions.user.astype(np.int64) * interactions.num_items + interactions.item
     order = np.argsort(keys, kind="stable")

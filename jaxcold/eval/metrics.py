@@ -122,7 +122,7 @@ def _member(lists: np.ndarray, sets: Csr) -> np.ndarray:
 
 def _distinct(csr: Csr) -> Csr:
     """The rows as sorted sets."""
-    row = np.repeat(np.arange(csr.rows), csr.counts)
+    row = csr.row_of_entry
     order = np.lexsort((csr.indices, row))
     row, value = row[order], csr.indices[order]
     first = np.ones(len(row), bool)

@@ -116,7 +116,7 @@ def rank_scores(scores: np.ndarray, exclude: Csr | None, k: int) -> tuple[np.nda
     if not min(1, width) <= k <= width:
         raise ValueError(f"k must lie between 1 and the {width} columns, got {k}")
     if exclude is not None:
-        scores[np.repeat(np.arange(n), exclude.counts), exclude.indices] = -np.inf
+        scores[exclude.row_of_entry, exclude.indices] = -np.inf
     columns = np.full((n, k), -1, np.int32)
     best = np.full((n, k), -np.inf, np.float32)
     if not columns.size:
@@ -194,7 +194,7 @@ def _blocks(
         vectors[:size] = user[rows]
         # Padding points past the last row, where a scatter with mode "drop" writes nothing.
         where = np.full((2, longest), block, np.int32)
-        where[0, : len(part.indices)] = np.repeat(np.arange(size), part.counts)
+        where[0, : len(part.indices)] = part.row_of_entry
         where[1, : len(part.indices)] = part.indices
         scores = _score(vectors, placed, where)
         pending.append((rows, _select(scores, k) if method == "device" else scores))
@@ -224,8 +224,7 @@ def _columns(exclude: Csr, candidates: np.ndarray) -> Csr:
     known = np.zeros(len(position), bool)
     if len(candidates):
         known = candidates[position] == exclude.indices
-    row = np.repeat(np.arange(exclude.rows), exclude.counts)
-    return Csr.from_pairs(row[known], position[known], exclude.rows)
+    return Csr.from_pairs(exclude.row_of_entry[known], position[known], exclude.rows)
 
 
 def _rows(csr: Csr, rows: slice) -> Csr:

@@ -277,8 +277,10 @@ def _sampled(
     return jnp.sum(jnp.where(target >= 0, terms, 0))
 
 
-def contents(dataset: SequenceDataset, dim: int, reduce: str) -> np.ndarray:
-    """f32[num_items, d] unit rows: the content in the size of an embedding.
+def contents(
+    dataset: SequenceDataset, dim: int, reduce: str
+) -> tuple[np.ndarray, reduction.Reduction | None]:
+    """f32[num_items, d] unit rows: the content in the size of an embedding; and what made them so.
 
     Args:
         dataset: its content; warm items decide the reduction.
@@ -292,14 +294,14 @@ def contents(dataset: SequenceDataset, dim: int, reduce: str) -> np.ndarray:
     if dataset.content is None:
         raise DataError(f"{dataset.name}: has no content; set model.item_table=random")
     if reduce == "always":
-        warm = reduction.fit(dataset.content[: dataset.num_warm], dim)
-        return warm(dataset.content)
+        fitted = reduction.fit(dataset.content[: dataset.num_warm], dim)
+        return fitted(dataset.content), fitted
     if dataset.content.shape[1] != dim:
         raise DataError(
             f"{dataset.name}: content has {dataset.content.shape[1]} features and model.dim is "
             f"{dim}; set model.reduce=always, or model.dim to the number of features"
         )
-    return vectors.unit_rows(dataset.content)
+    return vectors.unit_rows(dataset.content), None
 
 
 def build(
@@ -359,7 +361,7 @@ def build(
         )
     steps = -(-rows.rows // batch_size)
     room = packing.room_of(lengths, batch_size)
-    content = None if item_table == "random" else contents(dataset, dim, reduce)
+    content = None if item_table == "random" else contents(dataset, dim, reduce)[0]
     warm = dataset.num_warm
     fixed = Fixed(None)
     if content is not None:
@@ -405,15 +407,14 @@ def build(
 
     def represent(params: nnx.State, extra: tuple[()], part: str) -> Representations:
         table = nnx.merge(graphdef, params).table(fixed.content)
-        history = questions.histories(dataset, part)
         if content is not None:
             table = jnp.concatenate([table, jnp.asarray(content[warm:])])
-        elif part == "test":  # no vectors for cold items: they are not read either
-            count = len(dataset.test.target)
-            history = history.take(np.tile(np.arange(count, 2 * count), 2))
+        history = questions.histories(dataset, part, cold_vectors=content is not None)
         history = packing.cut(history, max_length)
         user = np.zeros((history.rows, dim), np.float32)
-        for members, tokens, last in packing.blocks(history, batch_size if reference else None):
+        for members, tokens, last in packing.blocks(
+            history, batch=batch_size if reference else None
+        ):
             found = encode(graphdef, params, table, tokens, last, reference)
             user[members] = np.asarray(found)[: len(members)]
         item = np.zeros((dataset.num_items + reference, dim), np.float32)

@@ -88,7 +88,7 @@ def read(
                 "delete the file to download it again"
             )
     interactions = Interactions(
-        np.repeat(np.arange(users.rows, dtype=np.int32), users.counts),
+        users.row_of_entry.astype(np.int32),
         users.indices,
         num_users=users.rows,
         num_items=item_tags.rows,

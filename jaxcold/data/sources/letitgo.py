@@ -54,10 +54,10 @@ def read_inter(path: Path, min_rating: float | None = None) -> pd.DataFrame:
     Raises:
         DataError: if it is malformed, or its timestamps say nothing about the order.
     """
-    table = readers._read_integers(path, "\t", ("userID", "itemID", "timestamp"))
+    table = readers.read_integers(path, "\t", ("userID", "itemID", "timestamp"))
     user, item, time = (table[field] for field in ("userID", "itemID", "timestamp"))
-    readers._check_ids(path, "userID", user)
-    readers._check_ids(path, "itemID", item)
+    readers.check_ids(path, "userID", user)
+    readers.check_ids(path, "itemID", item)
     if len(time) > 1 and (time == time[0]).all():
         raise DataError(
             f"{path}: timestamp is {time[0]} in every row and gives no order; write the time, or "
@@ -66,7 +66,7 @@ def read_inter(path: Path, min_rating: float | None = None) -> pd.DataFrame:
     rows = pd.DataFrame({"user": user, "item": item, "time": time})
     if min_rating is None:
         return rows
-    header = readers._read_header(path, "\t", ("userID", "itemID", "rating", "timestamp"))
+    header = readers.read_header(path, "\t", ("userID", "itemID", "rating", "timestamp"))
     text = _read_text(path, "\t", header, skip=1)["rating"]
     return rows[_numbers(path, "rating", text, skip=1) > min_rating]
 
@@ -415,7 +415,7 @@ def _read_text(path: Path, separator: str, names: list[str], skip: int = 0) -> p
         reason = " ".join(str(error).split())
         raise DataError(
             f"{path}: cannot be read ({reason}); write {len(names)} fields a line, separated by "
-            f"{readers._SEPARATORS[separator]}"
+            f"{readers.SEPARATORS[separator]}"
         ) from None
     if not len(table):
         raise DataError(f"{path}: has no rows; write one line per interaction")
