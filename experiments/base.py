@@ -235,7 +235,7 @@ def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
         ConfigError: naming the field and what it may be.
     """
     c = config.copy_and_resolve_references()
-    if c.model.name in ("sasrec", "content_knn"):
+    if c.model.name not in MODELS:
         _check(c)
         return c
     gradient, _ = map_of(c)

@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments import main, runner
+from experiments import finished, main, runner
 from experiments import task as tasks
 from experiments.base import ConfigError
 from jaxcold.eval import report
@@ -42,59 +42,34 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
     Raises:
         ConfigError: naming the folder that is no finished run, of another kind, split or cut-off.
     """
-    results: list[dict[str, Any]] = []
-    splits: list[dict[str, np.ndarray]] = []
-    for folder in folders:
-        try:
-            results.append(json.loads((folder / runner.RESULTS_FILE).read_text()))
-            with np.load(folder / runner.SPLIT_FILE, allow_pickle=False) as split:
-                splits.append(dict(split))
-            kind = tasks.of(results[-1]["config"])
-        except (OSError, KeyError, ValueError) as error:
-            raise ConfigError(
-                f"{folder}: not a finished run ({error}); name its --workdir"
-            ) from None
-        if kind is not tasks.of(results[0]["config"]):
-            raise ConfigError(
-                f"{folder}: is another kind of experiment than {folders[0]}; compare runs of one"
-            )
-    for folder, split in zip(folders, splits, strict=True):
-        if split.keys() != splits[0].keys() or any(
-            not np.array_equal(split[name], splits[0][name]) for name in split
-        ):
-            raise ConfigError(
-                f"{folder}: has another split than {folders[0]}; run it with "
-                f"--config.data.split_file={folders[0] / runner.SPLIT_FILE}"
-            )
-    task = tasks.of(results[0]["config"])
-    modes = [tasks.mode_of(task, result["metrics"]) for result in results]
-    users = []
-    for folder, mode, split in zip(folders, modes, splits, strict=True):
-        found = report.read_users(folder / runner.USERS_FILE, f"test/{mode}{task.drawn}")
-        users.append(found | {"users": task.person(found["users"], split)})
-    cutoffs = set.intersection(*({*result["config"]["eval"]["cutoffs"]} for result in results))
+    runs = finished.read(folders)
+    task = runs[0].task
+    people = [run.people() for run in runs]
+    cutoffs = set.intersection(*({*run.config["eval"]["cutoffs"]} for run in runs))
     if not cutoffs:
         raise ConfigError("the runs have no cut-off in common; run them with one eval.cutoffs")
     cutoff = runner.cutoff_of(cutoffs)
-    names = _names([result["config"] for result in results])
+    names = _names([run.config for run in runs])
     metric = f"ndcg@{cutoff}"
     return {
         "cutoff": cutoff,
         "where": f"test, {task.drawn}",
         "runs": {
             name: {
-                "workdir": str(folder),
-                "seeds": len(result["config"]["seeds"]),
+                "workdir": str(run.folder),
+                "seeds": len(run.config["seeds"]),
                 **{
-                    title: _entry(result["metrics"], f"{key.replace('MODE', mode)}@{cutoff}")
+                    title: _entry(
+                        run.results["metrics"], f"{key.replace('MODE', run.mode)}@{cutoff}"
+                    )
                     for title, key in task.compared.items()
                 },
             }
-            for name, folder, mode, result in zip(names, folders, modes, results, strict=True)
+            for name, run in zip(names, runs, strict=True)
         },
         "tests": {
-            name: report.paired(theirs, users[0], [metric])[metric]
-            for name, theirs in zip(names[1:], users[1:], strict=True)
+            name: report.paired(theirs, people[0], [metric])[metric]
+            for name, theirs in zip(names[1:], people[1:], strict=True)
         },
     }
 
@@ -159,7 +134,6 @@ for the number of tests.
 
 
 def _picture(found: Mapping[str, Any]) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(found["runs"])
@@ -175,7 +149,7 @@ def _picture(found: Mapping[str, Any]) -> bytes:
         axis.spines[["top", "right"]].set_visible(False)
     canvas.axes[0].invert_yaxis()
     data = io.BytesIO()
-    FigureCanvasAgg(canvas).print_png(data)
+    canvas.savefig(data, format="png")
     return data.getvalue()
 
 

@@ -9,9 +9,8 @@ are the sweeps of "Let It Go? Not Quite", sections 4.2.2 to 4.2.4.
 """
 
 import io
-import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,24 +18,24 @@ import pandas as pd
 from absl import app
 from rich.console import Console
 
-from experiments import main, runner
+from experiments import finished, main, runner
 from experiments import task as tasks
 from experiments.base import ConfigError
 from jaxcold.data import packing
-from jaxcold.eval import report
 from jaxcold.files import write_atomic
 from jaxcold.types import Csr
 
-WARM_SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
+# Name -> the share up to which it goes.
+WARM_SHARES = {"none": 0.0, "to 1/3": 1 / 3, "to 2/3": 2 / 3, "below all": 1.0, "all": np.inf}
 FREQUENCIES = (0, 1, 2, 4, 8, 16, 32)
 
 
-class Finished(NamedTuple):
+class Answered(NamedTuple):
     """A finished run, n test questions."""
 
     name: str
-    model: dict[str, Any]  # config.model
-    metrics: dict[str, Any]
+    model: Mapping[str, Any]  # config.model
+    metrics: Mapping[str, Any]
     cutoff: int
     ndcg: np.ndarray  # f64[n], of each question, averaged over seeds
     target: np.ndarray  # i32[n]
@@ -45,43 +44,39 @@ class Finished(NamedTuple):
     num_warm: int
 
 
-def read(folder: pathlib.Path) -> Finished:
-    """Reads the --workdir of a finished sequential run.
+def read(folders: Sequence[pathlib.Path]) -> list[Answered]:
+    """Reads finished sequential runs on one split by their --workdir.
 
     Raises:
-        ConfigError: if it is something else, naming it.
+        ConfigError: naming the one that is something else.
     """
-    try:
-        results = json.loads((folder / runner.RESULTS_FILE).read_text())
-        with np.load(folder / runner.SPLIT_FILE, allow_pickle=False) as split:
-            target, train = split["test_target"], split["train_indices"]
-            history = Csr(split["test_history_indptr"], split["test_history_indices"])
-            num_warm = int(split["num_warm"])
-    except (OSError, KeyError, ValueError) as error:
+    return [_answered(run) for run in finished.read(folders)]
+
+
+def _answered(run: finished.Finished) -> Answered:
+    split = run.split
+    if "test_history_indptr" not in split:
         raise ConfigError(
-            f"{folder}: not a finished run of a sequential model ({error}); name its --workdir"
-        ) from None
-    cutoff = runner.cutoff_of(results["config"]["eval"]["cutoffs"])
-    model = results["config"]["model"]
-    task = tasks.of(results["config"])
-    mode = tasks.mode_of(task, results["metrics"])
-    users = report.read_users(folder / runner.USERS_FILE, f"test/{mode}{task.drawn}")
-    ndcg = np.zeros(len(target))
-    ndcg[task.person(users["users"], {"test_target": target})] = users[f"ndcg@{cutoff}"]
-    return Finished(
-        tasks.title(model).strip(),
-        model,
-        results["metrics"],
+            f"{run.folder}: not a finished run of a sequential model; name the --workdir of one"
+        )
+    cutoff = runner.cutoff_of(run.config["eval"]["cutoffs"])
+    people = run.people()
+    ndcg = np.zeros(len(split["test_target"]))
+    ndcg[people["users"]] = people[f"ndcg@{cutoff}"]
+    return Answered(
+        tasks.title(run.config["model"]),
+        run.config["model"],
+        run.results["metrics"],
         cutoff,
         ndcg,
-        target,
-        history,
-        train,
-        num_warm,
+        split["test_target"],
+        Csr(split["test_history_indptr"], split["test_history_indices"]),
+        split["train_indices"],
+        int(split["num_warm"]),
     )
 
 
-def delta_norm(runs: Sequence[Finished]) -> pd.DataFrame:
+def delta_norm(runs: Sequence[Answered]) -> pd.DataFrame:
     """NDCG against the bound of the delta; content alone, frozen or free, for comparison.
 
     Returns:
@@ -108,26 +103,25 @@ def delta_norm(runs: Sequence[Finished]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["who", "method", "bound"], ignore_index=True)
 
 
-def warm_share(runs: Sequence[Finished]) -> pd.DataFrame:
+def warm_share(runs: Sequence[Answered]) -> pd.DataFrame:
     """NDCG against the share of warm items among what the model reads of a history.
 
     Returns:
         See `_binned`.
     """
 
-    def label(run: Finished) -> np.ndarray:
+    def label(run: Answered) -> np.ndarray:
         read = packing.cut(run.history, run.model["max_length"])
         row = read.row_of_entry
         warm = np.bincount(row, read.indices < run.num_warm, minlength=read.rows)
         share = np.where(read.counts > 0, warm / np.maximum(read.counts, 1), np.nan)
-        names = ["none", "to 1/3", "to 2/3", "below all", "all"]
-        number = np.searchsorted(WARM_SHARES, share, side="left") + (share == 1)
-        return np.where(np.isnan(share), "", np.array([*names, ""])[np.minimum(number, 5)])
+        number = np.searchsorted([*WARM_SHARES.values()], share, side="left") + (share == 1)
+        return np.array([*WARM_SHARES, ""])[number]  # a share that is NaN comes last
 
-    return _binned(runs, label, ["none", "to 1/3", "to 2/3", "below all", "all"])
+    return _binned(runs, label, [*WARM_SHARES])
 
 
-def target_frequency(runs: Sequence[Finished]) -> pd.DataFrame:
+def target_frequency(runs: Sequence[Answered]) -> pd.DataFrame:
     """NDCG against how often training has the target; 0 are the cold ones.
 
     Returns:
@@ -139,7 +133,7 @@ def target_frequency(runs: Sequence[Finished]) -> pd.DataFrame:
         for low, high in zip(FREQUENCIES, ends, strict=True)
     ]
 
-    def label(run: Finished) -> np.ndarray:
+    def label(run: Answered) -> np.ndarray:
         size = max(int(run.target.max(initial=0)), int(run.train.max(initial=0))) + 1
         count = np.bincount(run.train, minlength=size)[run.target]
         return np.array(names)[np.searchsorted(FREQUENCIES, count, side="right") - 1]
@@ -148,7 +142,7 @@ def target_frequency(runs: Sequence[Finished]) -> pd.DataFrame:
 
 
 def _binned(
-    runs: Sequence[Finished], label: Callable[[Finished], np.ndarray], order: Sequence[str]
+    runs: Sequence[Answered], label: Callable[[Answered], np.ndarray], order: Sequence[str]
 ) -> pd.DataFrame:
     """A row per run and bin: method, bin, questions, ndcg, and error, its standard error."""
     rows = []
@@ -179,7 +173,6 @@ AXES = {
 
 
 def _picture(kind: str, found: pd.DataFrame, cutoff: int) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(10, 4), dpi=110, layout="constrained")
@@ -208,7 +201,7 @@ def _picture(kind: str, found: pd.DataFrame, cutoff: int) -> bytes:
         axis.grid(axis="y", color="#dddddd", linewidth=0.7)
         axis.spines[["top", "right"]].set_visible(False)
     data = io.BytesIO()
-    FigureCanvasAgg(canvas).print_png(data)
+    canvas.savefig(data, format="png")
     return data.getvalue()
 
 
@@ -220,14 +213,7 @@ def run(kind: str, folders: Sequence[str], workdir: pathlib.Path) -> None:
     """
     if kind not in KINDS:
         raise ConfigError(f"{kind!r} is no figure; choose one of: {', '.join(KINDS)}")
-    runs = [read(pathlib.Path(folder)) for folder in folders]
-    for folder, other in zip(folders, runs, strict=True):
-        same = np.array_equal(other.target, runs[0].target)
-        if not same or not np.array_equal(other.train, runs[0].train):
-            raise ConfigError(
-                f"{folder}: has another split than {folders[0]}; run it with "
-                f"--config.data.split_file={pathlib.Path(folders[0]) / runner.SPLIT_FILE}"
-            )
+    runs = read([pathlib.Path(folder) for folder in folders])
     found = KINDS[kind](runs)
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomic(workdir / f"{kind}.csv", found.to_csv(index=False).encode())

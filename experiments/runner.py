@@ -1,6 +1,7 @@
 """A run, stage by stage: load, train a model per seed, evaluate, report."""
 
 import contextlib
+import functools
 import json
 import math
 import pathlib
@@ -84,10 +85,9 @@ def run(
         mode = tasks.mode_of(task, results["metrics"])
         drawn = f"{mode}{task.drawn}"
         shown = {name: by_seed[0], **{key: metrics[0] for key, metrics in baselines.items()}}
-        rows = workdir / ROWS_FILE
         figure(
             workdir,
-            report.read_rows(rows) if rows.exists() else [],
+            report.read_rows(workdir / ROWS_FILE),
             results,
             {key: metrics[f"test/{drawn}"] for key, metrics in shown.items()},
             name=name,
@@ -336,10 +336,8 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 
 def _evaluate_all(run: Run, represent: Callable[[str], Representations]) -> dict[str, Metrics]:
     """Metrics of every slice; the vectors of a part are made once."""
-    vectors = {part: represent(part) for part in {where.partition("/")[0] for where in run.slices}}
-    return {
-        where: evaluate_on(run, vectors[where.partition("/")[0]], where) for where in run.slices
-    }
+    vectors = functools.cache(represent)
+    return {where: evaluate_on(run, vectors(run.task.part(where)), where) for where in run.slices}
 
 
 class _Best:
@@ -543,7 +541,7 @@ def _results(
         "comparisons": {
             f"{where}/{name}": test
             for where in map("test/{}".format, run.task.tables)
-            if where in run.slices
+            if where in run.slices and "content_knn" in baselines
             for name, test in report.compare(
                 [m[where] for m in by_seed],
                 [m[where] for m in baselines["content_knn"]],

@@ -37,7 +37,7 @@ TABLES = {
 
 def _title(model: Mapping[str, Any]) -> str:
     if model["name"] == "content_knn":
-        return "content-KNN "  # as a model of its own, beside the yardstick
+        return "content-KNN as model"  # beside the yardstick of that name
     table = model["item_table"]
     name = {
         "random": "SASRec",
@@ -160,6 +160,7 @@ TASK = Task(
     load=_load,
     describe=_describe,
     slices=_slices,
+    part=lambda where: where.partition("/")[0],
     build=_build,
     epochs=lambda config: config.train.epochs,
     write_split=write_sequence_split,

@@ -23,8 +23,7 @@ FILES = {
 class Task(NamedTuple):
     """Data, models, questions and tables of one kind of experiment.
 
-    D is its data set, whatever that is. Slices have names such as "test/cold"; what is before the
-    first slash is the part of `Model.represent`.
+    D is its data set, whatever that is. Slices have names such as "test/cold".
     """
 
     title: Callable[[Mapping[str, Any]], str]  # config.model -> name in tables
@@ -40,6 +39,7 @@ class Task(NamedTuple):
     load: Callable[[config_dict.ConfigDict], Any]  # config -> D
     describe: Callable[[Any], str]  # D -> a line
     slices: Callable[[config_dict.ConfigDict, Any], dict[str, EvalSlice]]
+    part: Callable[[str], str]  # a slice's name -> the part of `Model.represent` that answers it
     build: Callable[
         [config_dict.ConfigDict, Any], tuple[Model, Any]
     ]  # config, D -> model and optimizer

@@ -92,6 +92,16 @@ def test_content_knn_as_a_model_is_the_yardstick(data, tmp_path):
         np.testing.assert_equal(entry["mean"], results["baselines"]["content_knn"][name]["mean"])
 
 
+def test_a_log_without_content_needs_no_yardstick(data, tmp_path):
+    config = config_of(data, "sasrec", epochs=1)
+    with config.unlocked():
+        config.data.mode = "none"
+    results = runner.run(config, tmp_path / "run")
+    assert results["baselines"].keys() == {"random"}
+    assert not results["comparisons"]
+    assert np.isfinite(results["metrics"]["test/closed_warm_input/total/ndcg@5"]["mean"])
+
+
 def test_patience_ends_training_and_the_best_epoch_is_tested(data, tmp_path):
     # The second epoch's rate is far too high to gain anything.
     config = config_of(data, epochs=30, learning_rate=0.5, patience=2)
@@ -215,13 +225,13 @@ def test_figures_by_question(kind, finished, tmp_path):
     found = pd.read_csv(tmp_path / f"{kind}.csv", dtype={"bin": str})
     assert found["method"].nunique() == 4
     for folder, (_, part) in zip(folders, found.groupby("method", sort=False), strict=True):
-        run = figures.read(folder)
+        (run,) = figures.read([folder])
         asked = run.history.counts > 0 if kind == "warm_share" else slice(None)
         assert part["questions"].sum() == len(run.target[asked])
         mean = np.average(part["ndcg"], weights=part["questions"])
         assert mean == pytest.approx(run.ndcg[asked].mean())
     if kind == "target_frequency":
-        run = figures.read(folders[0])
+        (run,) = figures.read(folders[:1])
         cold = found[(found["bin"] == "0") & (found["method"] == run.name)]
         assert cold["questions"].tolist() == [np.count_nonzero(run.target >= run.num_warm)]
 
@@ -231,7 +241,7 @@ def test_runs_are_compared_question_by_question(finished, tmp_path):
     found = compare.compare(folders)
     assert found["where"] == "test, total"
     assert len(found["runs"]) == 4
-    ours, ids = (figures.read(folder).ndcg for folder in (folders[0], folders[3]))
+    ours, ids = (run.ndcg for run in figures.read([folders[0], folders[3]]))
     test = found["tests"]["SASRec"]
     assert test["users"] == len(ours)
     assert test["difference"] == pytest.approx(np.mean(ids - ours))
@@ -247,7 +257,7 @@ def test_figures_refuse_what_they_cannot_draw(finished, tmp_path):
         figures.run("norm", folders, tmp_path)
     with pytest.raises(ConfigError, match="has no content; name runs of delta"):
         figures.run("delta_norm", folders, tmp_path)
-    with pytest.raises(ConfigError, match="not a finished run of a sequential model"):
+    with pytest.raises(ConfigError, match="not a finished run"):
         figures.run("warm_share", [root], tmp_path)
     write_log(tmp_path / "data", seed=1)
     runner.run(config_of(tmp_path / "data", epochs=1), tmp_path / "other")
@@ -273,6 +283,8 @@ def test_semco_embeddings_as_content(finished, tmp_path):
         config.model.update(gradient="fenchel_young", hidden=8, out=3)
         config.train.update(epochs=1, batch_size=32)
     runner.run(base.resolve(config), tmp_path / "semco")
+    with pytest.raises(ConfigError, match="semco: not a finished run of a sequential model"):
+        figures.run("warm_share", [tmp_path / "semco"], tmp_path)
     # It has seen what the sequential run trains on, and nothing else.
     served = SEMCo.load(tmp_path / "semco" / "models" / "seed_0")
     with np.load(folders[0] / "split.npz") as split:

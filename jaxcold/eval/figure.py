@@ -64,7 +64,6 @@ def figure(
         The path of the picture.
     """
     # Not pyplot: it holds global state, and would look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     mosaic: list[Any] = [["loss", "ndcg", "accuracy", "gini"], ["mdg", "mdg", "shown", "shown"]]
@@ -100,7 +99,7 @@ def figure(
         _curves(axes[key], rows, key, *_DISTILLATION[key])
     canvas.suptitle(f"{name}: summary of the run", fontsize=13, fontweight="bold")
     data = io.BytesIO()
-    FigureCanvasAgg(canvas).print_png(data)
+    canvas.savefig(data, format="png")
     path = pathlib.Path(workdir) / "summary.png"
     write_atomic(path, data.getvalue())
     return path

@@ -1,0 +1,76 @@
+"""Finished runs, read back for tables and figures of several."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import runner
+from experiments import task as tasks
+from experiments.base import ConfigError
+from experiments.task import Task
+from jaxcold.eval import report
+
+
+class Finished(NamedTuple):
+    """What the --workdir of a finished run holds."""
+
+    folder: pathlib.Path
+    results: Mapping[str, Any]  # results.json
+    split: Mapping[str, np.ndarray]  # split.npz
+    task: Task
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of the run."""
+        return self.results["config"]
+
+    @property
+    def mode(self) -> str:
+        """The first mode of the task in which there are test metrics."""
+        return tasks.mode_of(self.task, self.results["metrics"])
+
+    def people(self) -> dict[str, np.ndarray]:
+        """NDCG and more by "users", who are the same in every run of the split.
+
+        Raises:
+            DataError: if the file with them cannot be read.
+        """
+        name = f"test/{self.mode}{self.task.drawn}"
+        found = report.read_users(self.folder / runner.USERS_FILE, name)
+        return found | {"users": self.task.person(found["users"], self.split)}
+
+
+def read(folders: Sequence[pathlib.Path]) -> list[Finished]:
+    """Reads runs of one kind on one split.
+
+    Raises:
+        ConfigError: naming the folder that is no finished run, or of another kind or split.
+    """
+    runs = [_read(folder) for folder in folders]
+    first = runs[0]
+    for run in runs[1:]:
+        if run.task is not first.task:
+            raise ConfigError(
+                f"{run.folder}: is another kind of experiment than {first.folder}; compare runs "
+                "of one"
+            )
+        if run.split.keys() != first.split.keys() or any(
+            not np.array_equal(run.split[name], first.split[name]) for name in run.split
+        ):
+            raise ConfigError(
+                f"{run.folder}: has another split than {first.folder}; run it with "
+                f"--config.data.split_file={first.folder / runner.SPLIT_FILE}"
+            )
+    return runs
+
+
+def _read(folder: pathlib.Path) -> Finished:
+    try:
+        results = json.loads((folder / runner.RESULTS_FILE).read_text())
+        with np.load(folder / runner.SPLIT_FILE, allow_pickle=False) as split:
+            return Finished(folder, results, dict(split), tasks.of(results["config"]))
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"{folder}: not a finished run ({error}); name its --workdir") from None
