@@ -31,8 +31,11 @@ Tuned = Mapping[str, Mapping[str, tuple[float, float]]]
 Distilled = Mapping[str, Mapping[str, float]]
 
 
-class StoppedError(Exception):
-    """The process was asked to end; the same command goes on from where it stopped."""
+class StoppedError(BaseException):
+    """The process was asked to end; the same command goes on from where it stopped.
+
+    As with KeyboardInterrupt, nothing that handles errors handles it.
+    """
 
 
 class ConfigError(ValueError):
@@ -196,7 +199,14 @@ def _common(about: str, dataset: str) -> config_dict.ConfigDict:
     c.train.patience = config_dict.placeholder(int)
 
     c.checkpoint = config_dict.ConfigDict()
+    # A checkpoint is parameters, what Adam keeps of them (twice as much), and moving averages.
     c.checkpoint.every_steps = config_dict.placeholder(int)  # unset: once an epoch
+    # The newest that stay while a seed trains; where the last is damaged, the one before serves.
+    c.checkpoint.keep = 2
+    # Leave the checkpoint of the best epoch on validation in WORKDIR/best/seed_N, also without
+    # patience. Costs one more on disk, a write after every epoch that is better than those before,
+    # and a validation after the last.
+    c.checkpoint.keep_best = False
 
     c.eval = config_dict.ConfigDict()
     c.eval.cutoffs = (20,)
@@ -277,6 +287,7 @@ def _check(c: config_dict.ConfigDict) -> None:
         need(c.train[field] >= 1, f"train.{field}", "at least 1", c.train[field])
     every = c.checkpoint.every_steps
     need(every is None or every >= 1, "checkpoint.every_steps", "at least 1", every)
+    need(c.checkpoint.keep >= 1, "checkpoint.keep", "at least 1", c.checkpoint.keep)
     need(c.train.learning_rate > 0, "train.learning_rate", "above 0", c.train.learning_rate)
     patience = c.train.patience
     need(patience is None or patience >= 1, "train.patience", "at least 1", patience)

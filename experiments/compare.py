@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments import finished, main, runner
+from experiments import finished, main, rundir, runner
 from experiments import task as tasks
 from experiments.base import ConfigError
 from jaxcold.eval import report
@@ -86,8 +86,8 @@ def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     names = []
     for title, config in zip(titles, configs, strict=True):
         alike = [c for t, c in zip(titles, configs, strict=True) if t == title]
-        fields = sorted({field for other in alike for field in runner.differences(config, other)})
-        told = runner.flat(config)
+        fields = sorted({field for other in alike for field in rundir.differences(config, other)})
+        told = rundir.flat(config)
         said = [
             f"{field.rpartition('.')[2]} {told[field]}"
             for field in fields

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import runner
+from experiments import rundir
 from experiments import task as tasks
 from experiments.base import ConfigError
 from experiments.task import Task
@@ -39,7 +39,7 @@ class Finished(NamedTuple):
             DataError: if the file with them cannot be read.
         """
         name = f"test/{self.mode}{self.task.drawn}"
-        found = report.read_users(self.folder / runner.USERS_FILE, name)
+        found = report.read_users(self.folder / rundir.USERS_FILE, name)
         return found | {"users": self.task.person(found["users"], self.split)}
 
 
@@ -62,15 +62,15 @@ def read(folders: Sequence[pathlib.Path]) -> list[Finished]:
         ):
             raise ConfigError(
                 f"{run.folder}: has another split than {first.folder}; run it with "
-                f"--config.data.split_file={first.folder / runner.SPLIT_FILE}"
+                f"--config.data.split_file={first.folder / rundir.SPLIT_FILE}"
             )
     return runs
 
 
 def _read(folder: pathlib.Path) -> Finished:
     try:
-        results = json.loads((folder / runner.RESULTS_FILE).read_text())
-        with np.load(folder / runner.SPLIT_FILE, allow_pickle=False) as split:
+        results = json.loads((folder / rundir.RESULTS_FILE).read_text())
+        with np.load(folder / rundir.SPLIT_FILE, allow_pickle=False) as split:
             return Finished(folder, results, dict(split), tasks.of(results["config"]))
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(f"{folder}: not a finished run ({error}); name its --workdir") from None

@@ -1,10 +1,17 @@
 """Trains, evaluates and reports: the one entry point.
 
 python -m experiments.main --config=experiments/quickstart.py --workdir=runs/quickstart
+
+Exit codes: 0 done; 2 an error, said in one line; 75 stopped by SIGTERM, with all that was done
+saved. After 75, kill -9 or a loss of power the same command goes on, to the same bits; after an
+error too, once its cause is gone.
 """
 
+import errno
+import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,6 +46,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if flags.FLAGS["verbosity"].using_default_value:
             # Before absl makes it INFO: JAX and Orbax then tell what they are about, at length.
             logging.set_verbosity(logging.WARNING)
+            # And what Orbax raises it logs too, with a traceback per thread.
+            logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
         # A config file that cannot be loaded says so when its fields are first asked for.
         if CONFIG.value is not None:
             base.names(CONFIG.value)
@@ -80,18 +89,40 @@ def command(argv: Sequence[str], job: Job) -> int:
         return stop(f"--config is required; for example {EXAMPLE}")
     if not WORKDIR.value:
         return stop(f"--workdir is required; for example {EXAMPLE}")
-    from jaxcold.types import MissingDataError
-
+    before = signal.signal(signal.SIGTERM, _asked_to_stop)
     try:
-        job(CONFIG.value, pathlib.Path(WORKDIR.value))
+        from jaxcold.types import MissingDataError
+
+        try:
+            job(CONFIG.value, pathlib.Path(WORKDIR.value))
+        except MissingDataError as error:
+            return stop(f"{error}\n\n{CONFIG.value.about.strip()}")
+        except (ValueError, FloatingPointError) as error:
+            return stop(error)
+        except OSError as error:
+            return stop(_of_system(error))
     except base.StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED
-    except MissingDataError as error:
-        return stop(f"{error}\n\n{CONFIG.value.about.strip()}")
-    except (ValueError, FloatingPointError, OSError) as error:
-        return stop(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _asked_to_stop(*_: object) -> None:
+    """SIGTERM where there is no state of a training to save; `experiments.runner` has its own."""
+    raise base.StoppedError("stopped; the same command goes on")
+
+
+def _of_system(error: OSError) -> str:
+    """The file and what the system says of it, with a remedy where there is one."""
+    if error.errno is None:
+        return str(error)
+    said = os.strerror(error.errno)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return (
+        f"{error.filename}: {said}" if error.filename else said
+    ) + "; make room, and the same command goes on" * full
 
 
 def _train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:

@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import pathlib
-import shutil
 import signal
 import threading
 import time
@@ -16,6 +15,7 @@ import numpy as np
 from ml_collections import config_dict
 from rich.console import Console
 
+from experiments import rundir
 from experiments import task as tasks
 from experiments.base import ConfigError, StoppedError
 from experiments.task import Task
@@ -28,9 +28,6 @@ from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import Step, TrainState, init_state, make_step
 from jaxcold.types import EvalSlice, Model, Representations
-
-CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
-RESULTS_FILE, USERS_FILE, CHECKPOINTS = "results.json", "per_user.npz", "checkpoints"
 
 BySlice = Mapping[str, Metrics]
 
@@ -58,7 +55,8 @@ def run(
         config: from `experiments.base.resolve`.
         workdir: receives config.json, split.npz, metrics.jsonl, TensorBoard events in ``tb``,
             a trained recommender per seed in ``models``, and at the end a figure, results.md,
-            results.json and, for paired tests with other runs, per_user.npz.
+            results.json and, for paired tests with other runs, per_user.npz. With
+            config.checkpoint.keep_best also a checkpoint per seed in ``best``.
         overwrite: replace what an earlier run with another config left there.
 
     Returns:
@@ -66,15 +64,15 @@ def run(
     """
     start = time.monotonic()
     console, name = Console(), title(config)
-    same = held(workdir) == json.loads(config.to_json())
-    if same and (workdir / RESULTS_FILE).exists() and not overwrite:
-        results = json.loads((workdir / RESULTS_FILE).read_text())
+    same = rundir.held(workdir) == json.loads(config.to_json())
+    if same and (workdir / rundir.RESULTS_FILE).exists() and not overwrite:
+        results = json.loads((workdir / rundir.RESULTS_FILE).read_text())
+        rundir.tidy(workdir)
         _show(config, workdir, results, console)
         console.print("  finished before; --overwrite runs it again")
         return results
     prepared = _prepare(config, workdir, overwrite, console)
-    with _asked_to_stop() as stop:
-        trained = [_train(prepared, seed, stop) for seed in config.seeds]
+    trained = [_train(prepared, seed) for seed in config.seeds]
     by_seed = [metrics for metrics, _ in trained]
     console.print("evaluating the yardsticks ...")
     baselines = _yardsticks(prepared)
@@ -87,7 +85,7 @@ def run(
         shown = {name: by_seed[0], **{key: metrics[0] for key, metrics in baselines.items()}}
         figure(
             workdir,
-            report.read_rows(workdir / ROWS_FILE),
+            report.read_rows(workdir / rundir.ROWS_FILE),
             results,
             {key: metrics[f"test/{drawn}"] for key, metrics in shown.items()},
             name=name,
@@ -98,9 +96,9 @@ def run(
         )
     tests = [where for where in prepared.slices if where.startswith("test/")]
     means = {where: report.seed_means([metrics[where] for metrics in by_seed]) for where in tests}
-    report.write_users(workdir / USERS_FILE, means)
+    report.write_users(workdir / rundir.USERS_FILE, means)
     report.write_results(workdir, results, name=name, tables=task.tables)
-    shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)  # the trained models are in models/
+    rundir.tidy(workdir)
     _show(config, workdir, results, console)
     return results
 
@@ -146,21 +144,22 @@ def _prepare(
     config: config_dict.ConfigDict, workdir: pathlib.Path, overwrite: bool, console: Console
 ) -> Run:
     plain = json.loads(config.to_json())
-    _check_workdir(workdir, plain, overwrite)
+    rundir.check(workdir, plain, overwrite)
     task = tasks.of(config)
     dataset = task.load(config)
     console.print(task.describe(dataset), highlight=False)
     prepared = setup(config, dataset, task.slices(config, dataset), workdir, console)
     # Only now: bad input leaves the folder as it was.
-    if (workdir / CHECKPOINTS).exists() and held(workdir) and not overwrite:
-        if not task.same_split(workdir / SPLIT_FILE, dataset):
+    if (workdir / rundir.CHECKPOINTS).exists() and rundir.held(workdir) and not overwrite:
+        if not task.same_split(workdir / rundir.SPLIT_FILE, dataset):
             raise ConfigError(
                 f"--workdir={workdir}: the data are not those that this run was begun with; name "
                 "another folder, or pass --overwrite to begin again"
             )
+        rundir.clear_killed(workdir)
         return prepared
-    _open_workdir(workdir, plain)
-    task.write_split(workdir / SPLIT_FILE, dataset)
+    rundir.begin(workdir, plain)
+    task.write_split(workdir / rundir.SPLIT_FILE, dataset)
     return prepared
 
 
@@ -176,52 +175,6 @@ def setup(
     model, optimizer = task.build(config, dataset)
     step = make_step(model, optimizer)
     return Run(config, task, workdir, dataset, slices, model, optimizer, step, console)
-
-
-def _check_workdir(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:
-    if workdir.exists() and not workdir.is_dir():
-        raise ConfigError(f"--workdir={workdir} is a file; name a folder")
-    changed = differences(config, held(workdir) or config)
-    if changed and not overwrite:
-        raise ConfigError(
-            f"--workdir={workdir} holds a run with another config ({', '.join(changed[:3])} "
-            "differ); name another folder, or pass --overwrite to replace it"
-        )
-
-
-def _open_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Empties the folder of an earlier run's files, never of others, and claims it."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    for name in (ROWS_FILE, RESULTS_FILE, USERS_FILE, "results.md", "summary.png"):
-        (workdir / name).unlink(missing_ok=True)
-    for folder in ("tb", "models", CHECKPOINTS):
-        shutil.rmtree(workdir / folder, ignore_errors=True)
-    write_atomic(workdir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
-
-
-def held(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The config of the run that the folder holds, finished or not."""
-    try:
-        return json.loads((workdir / CONFIG_FILE).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """The fields in which two configs differ: ["model.alpha", ...]."""
-    a, b = flat(ours), flat(theirs)
-    return sorted(field for field in a.keys() | b.keys() if a.get(field) != b.get(field))
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config as one level: {"model.alpha": 2.0, ...}."""
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    return {
-        name: value
-        for key, branch in tree.items()
-        for name, value in flat(branch, f"{prefix}.{key}" if prefix else key).items()
-    }
 
 
 def headline(config: config_dict.ConfigDict) -> str:
@@ -340,37 +293,7 @@ def _evaluate_all(run: Run, represent: Callable[[str], Representations]) -> dict
     return {where: evaluate_on(run, vectors(run.task.part(where)), where) for where in run.slices}
 
 
-class _Best:
-    """The state with the best validation score so far, on disk, and whether it still improves."""
-
-    def __init__(self, folder: pathlib.Path, patience: int, note: Mapping[str, Any]):
-        self._checkpoints = Checkpoints(folder)
-        self._patience = patience
-        self.score: float = note.get("score", -math.inf)
-        self.epoch: int = note.get("epoch", 0)
-
-    def better(self, score: float, epoch: int, state: TrainState) -> bool:
-        """Takes the score of an epoch; False once too many epochs have brought nothing."""
-        if score > self.score:
-            self.score, self.epoch = score, epoch
-            self._checkpoints.save(state, {"epoch": epoch})
-        return epoch - self.epoch < self._patience
-
-    def note(self) -> dict[str, Any]:
-        """What a checkpoint has to remember of it."""
-        return {"score": self.score, "epoch": self.epoch} if self.epoch else {}
-
-    def restore(self, like: TrainState) -> TrainState:
-        """The best state."""
-        self._checkpoints.wait()
-        found = self._checkpoints.restore(like)
-        return found[0] if found else like
-
-    def close(self) -> None:
-        self._checkpoints.close()
-
-
-def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
+def _train(run: Run, seed: int) -> tuple[BySlice, float]:
     """Trains one seed; validation is looked at as it goes, test once at the end.
 
     With config.train.patience the training ends when so many epochs have not raised the validation
@@ -380,35 +303,41 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
         Metrics, and the seconds that earlier processes have spent on this seed.
 
     Raises:
-        StoppedError: once `stop` is set and the state is saved.
+        StoppedError: after SIGTERM, once the state is saved.
     """
     config, model, workdir = run.config, run.model, run.workdir
     steps, epochs, patience = model.steps_per_epoch, run.task.epochs(config), config.train.patience
-    every = config.checkpoint.every_steps or steps
+    every, keep_best = config.checkpoint.every_steps or steps, config.checkpoint.keep_best
+    watched = patience is not None or keep_best
     headline_name, where = headline(config), run.task.headline
     start = time.monotonic()
     state = init_state(model, run.optimizer, seed)
+
+    def say(line: str) -> None:
+        run.console.print(line, highlight=False, soft_wrap=True)
+
     with contextlib.ExitStack() as stack:
-        folder = workdir / CHECKPOINTS / f"seed_{seed}"
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
-        state, note = checkpoints.restore(state) or (state, {})
+        folder = workdir / rundir.CHECKPOINTS / f"seed_{seed}"
+        checkpoints = stack.enter_context(
+            contextlib.closing(Checkpoints(folder, keep=config.checkpoint.keep))
+        )
+        state, note = checkpoints.restore(state, say=say) or (state, {})
+        if note.get("config", rundir.hash_of(config)) != rundir.hash_of(config):
+            raise ConfigError(
+                f"{folder} is of a run with another config; delete it to start this seed again"
+            )
         first = int(state.step)
         before = note.get("seconds", 0.0)
         ended: bool = note.get("ended", False)  # by patience
         losses: list[float] = note.get("losses", [])
         measured: dict[str, list[float]] = note.get("measured", {})  # since the last row
-        best = None
-        if patience is not None:
-            folder = workdir / CHECKPOINTS / f"best_{seed}"
-            best = _Best(folder, patience * config.train.eval_every, note.get("best", {}))
-            stack.enter_context(contextlib.closing(best))
+        best: dict[str, Any] = note.get("best", {})  # score and epoch, once there is one
         if first:
-            run.console.print(f"seed {seed}: goes on from step {first}", highlight=False)
+            say(f"seed {seed}: goes on from step {first}")
         # Rows beyond the checkpoint come again.
-        report.keep_rows(
-            workdir / ROWS_FILE, lambda row: row["seed"] != seed or row["step"] <= first
-        )
-        rows = report.read_rows(workdir / ROWS_FILE) if (workdir / ROWS_FILE).exists() else []
+        path = workdir / rundir.ROWS_FILE
+        report.keep_rows(path, lambda row: row["seed"] != seed or row["step"] <= first)
+        rows = report.read_rows(path) if path.exists() else []
         known = {(row["step"], _final(row)) for row in rows if row["seed"] == seed}
 
         def seconds() -> float:
@@ -426,14 +355,19 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
         def on_epoch(epoch: int, state: TrainState, progress: report.Progress) -> bool:
             nonlocal ended
             # Without patience the last epoch is validated with the test, at the end.
-            if epoch % config.train.eval_every == 0 and (best or epoch < epochs):
+            if epoch % config.train.eval_every == 0 and (watched or epoch < epochs):
                 vectors = model.represent(state.params, state.extra, "val")
                 metrics = {where: evaluate_on(run, vectors, where)}
                 progress.say(record(epoch, metrics))
-                if best:
-                    score = report.flatten(metrics)[headline_name]
-                    ended = not best.better(score, epoch, state)
+                score = report.flatten(metrics)[headline_name]
+                if watched and score > best.get("score", -math.inf):
+                    best.update(score=score, epoch=epoch)
+                if patience is not None:
+                    ended = epoch - best.get("epoch", 0) >= patience * config.train.eval_every
             return ended
+
+        def best_step() -> int | None:
+            return best["epoch"] * steps if best else None
 
         def record(epoch: int, metrics: BySlice) -> str:
             values = report.flatten(metrics)
@@ -447,7 +381,7 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
                 **values,
             }
             if (row["step"], _final(row)) not in known:
-                report.append_row(workdir / ROWS_FILE, row)
+                report.append_row(path, row)
                 log(epoch * steps, {k: v for k, v in values.items() if math.isfinite(v)})
             measured.clear()
             return (
@@ -456,15 +390,21 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
             )
 
         def due(done: int) -> bool:
-            return stop.is_set() or done % every == 0 or done == epochs * steps or ended
+            last = done == epochs * steps or ended
+            return stop.is_set() or done % every == 0 or last or done == best_step()
 
         def save(state: TrainState) -> None:
             # Copies: the note is written while training goes on.
             since = {name: list(values) for name, values in measured.items()}
-            note = {"seconds": seconds(), "losses": list(losses), "measured": since, "ended": ended}
-            if best:
-                note["best"] = best.note()
-            checkpoints.save(state, note)
+            note = {
+                "config": rundir.hash_of(config),
+                "seconds": seconds(),
+                "losses": list(losses),
+                "measured": since,
+                "ended": ended,
+                "best": dict(best),
+            }
+            checkpoints.save(state, note, best=best_step())
             if stop.is_set():
                 checkpoints.wait()
                 raise StoppedError(
@@ -474,31 +414,57 @@ def _train(run: Run, seed: int, stop: threading.Event) -> tuple[BySlice, float]:
         log = stack.enter_context(report.tensorboard(workdir / "tb" / f"seed_{seed}", first=first))
         try:
             if steps and not ended:
-                state = train(
-                    run,
-                    seed,
-                    label=f"seed {seed}",
-                    on_step=on_step,
-                    on_epoch=on_epoch,
-                    state=state,
-                    due=due,
-                    on_due=save,
-                )
+                with _asked_to_stop() as stop:
+                    state = train(
+                        run,
+                        seed,
+                        label=f"seed {seed}",
+                        on_step=on_step,
+                        on_epoch=on_epoch,
+                        state=state,
+                        due=due,
+                        on_due=save,
+                    )
+                if stop.is_set():  # after the last step
+                    raise StoppedError("stopped; the same command goes on")
         except DivergedError as error:
-            raise DivergedError(
-                f"{error}, seed {seed}; config {workdir / CONFIG_FILE}: try a lower "
-                "train.learning_rate or another model.tau"
-            ) from None
+            raise DivergedError(f"{error}, seed {seed}; {_diverged(run, seed, error)}") from None
         last = int(state.step) // max(steps, 1)
-        if best:
-            state = best.restore(state)
-            run.console.print(f"seed {seed}: best epoch {best.epoch} of {last}", highlight=False)
+        if (at := best_step()) is not None:
+            checkpoints.wait()
+            if keep_best:
+                rundir.leave(checkpoints.path(at), workdir / rundir.BEST / f"seed_{seed}")
+            if patience is not None:
+                found = checkpoints.restore(state, step=at)
+                assert found is not None  # a step that is asked for is found, or an error
+                state, _ = found
+                say(f"seed {seed}: best epoch {best['epoch']} of {last}")
         metrics = _evaluate_all(run, lambda part: model.represent(state.params, state.extra, part))
-        run.console.print(record(last, metrics), highlight=False)
+        say(record(last, metrics))
         run.task.serve(
             config, run.dataset, model, state.params, workdir / "models" / f"seed_{seed}"
         )
     return metrics, before
+
+
+def _diverged(run: Run, seed: int, error: DivergedError) -> str:
+    """Leaves the examples at fault in the workdir; returns what to say of them."""
+    path = run.workdir / rundir.DIVERGED.replace("*", str(seed))
+    ids = {name: values.tolist() for name, values in error.examples.items()}
+    found = {
+        "error": str(error),
+        "seed": seed,
+        "step": error.step,
+        "batch": ids,
+        "batch_before": {name: values.tolist() for name, values in error.before.items()},
+        "config": json.loads(run.config.to_json()),
+    }
+    write_atomic(path, (json.dumps(found) + "\n").encode())
+    few = " and ".join(f"{name}s {', '.join(map(str, ids[name][:3]))}, .." for name in ids)
+    return (
+        f"config {run.workdir / rundir.CONFIG_FILE}: try a lower train.learning_rate or another "
+        f"model.tau; the last good checkpoint stays; the batch has {few}: all of it in {path}"
+    )
 
 
 def _final(row: Mapping[str, Any]) -> bool:

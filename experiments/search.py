@@ -29,7 +29,7 @@ from absl import app, flags
 from ml_collections import config_dict
 from rich.console import Console
 
-from experiments import base, main, runner
+from experiments import base, main, rundir, runner
 from experiments.base import ConfigError
 from jaxcold.data.loading import load
 from jaxcold.files import write_atomic
@@ -263,7 +263,7 @@ def _open(
         raise ConfigError(
             f"{workdir / STUDY_FILE}: cannot be read ({reason}); delete it or name another folder"
         ) from None
-    changed = runner.differences(identity, study.user_attrs.get("config", identity))
+    changed = rundir.differences(identity, study.user_attrs.get("config", identity))
     if changed and not (overwrite and alone):
         raise ConfigError(
             f"--workdir={workdir} holds a search with another config ({', '.join(changed[:3])} "
@@ -351,7 +351,7 @@ def _finish(
     console.print(" ".join(f"--config.{flags_of[f]}={v:g}" for f, v in best.params.items()))
     chosen, folder = with_values(config, best.params), workdir / BEST
     # A cut run of these values goes on; one of other values gives way.
-    other = runner.held(folder) not in (None, json.loads(chosen.to_json()))
+    other = rundir.held(folder) not in (None, json.loads(chosen.to_json()))
     runner.run(chosen, folder, overwrite=other)
 
 

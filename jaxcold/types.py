@@ -4,7 +4,7 @@ All ids are internal: contiguous, from 0. External ids stop at the readers. U us
 D embedding width, K list length.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,3 +99,5 @@ class Model(NamedTuple):
     batches: Callable[[np.random.Generator], Iterator[Any]]  # one epoch, constant shapes
     steps_per_epoch: int  # 0 where there is nothing to train
     examples_per_epoch: int  # of the training loss
+    # (as for `batches`, number of a batch in the epoch) -> external ids of its examples, by name
+    examples: Callable[[np.random.Generator, int], Mapping[str, np.ndarray]] = lambda rng, at: {}

@@ -1,22 +1,26 @@
 """A run that is cut off goes on with the same command, to the same bits."""
 
-import json
 import os
 import pathlib
-import signal
+import shutil
 import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from test_main import small, write_mmrec
 
-from experiments import base, clothing, main, runner
+from experiments import base, clothing, main, rundir, runner
+from experiments.bench.kill_resume import outcome
 from jaxcold.data.loading import load
 from jaxcold.eval import report
 from jaxcold.train.checkpoint import Checkpoints
-from jaxcold.train.step import TrainState
+from jaxcold.train.step import TrainState, init_state
 from jaxcold.types import DataError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -56,29 +60,37 @@ def cut_after(monkeypatch, steps):
     monkeypatch.setattr(report.Progress, "advance", counted)
 
 
-def outcome(workdir):
-    """Everything that a finished run leaves, less times and sizes."""
-    results = json.loads((workdir / "results.json").read_text())
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        del row["seconds"]
-    models = {}
-    for path in sorted((workdir / "models").glob("seed_*/*.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            models |= {f"{path.parent.name}/{name}": arrays[name].tobytes() for name in arrays}
-    assert models
-    return {part: results[part] for part in ("metrics", "baselines", "comparisons")}, rows, models
-
-
 def assert_same(cut, whole):
-    for got, wanted in zip(outcome(cut), outcome(whole), strict=True):
-        assert got == wanted
-    left = {path.name for path in cut.rglob("*") if not path.name.startswith("events.")}
-    assert left == {path.name for path in whole.rglob("*") if not path.name.startswith("events.")}
+    got, wanted = outcome(cut), outcome(whole)
+    for part in got.keys() | wanted.keys():
+        assert got.get(part) == wanted.get(part), part
+
+
+def newest_of(folder):
+    return max(
+        (path for path in folder.iterdir() if path.name.isdigit()), key=lambda p: int(p.name)
+    )
+
+
+def spoil(checkpoint, how):
+    """Damage as a loss of power leaves it, or a bad block."""
+    files = {path: path.stat().st_size for path in checkpoint.rglob("d/*")}
+    largest = max(files, key=files.get)
+    content = bytearray(largest.read_bytes())
+    if how == "cut short":
+        largest.write_bytes(content[: len(content) // 2])
+    elif how == "another bit":
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+    elif how == "no note":
+        (checkpoint / "note" / "metadata").write_bytes(b"")
+    else:
+        shutil.rmtree(checkpoint)
+        checkpoint.mkdir()
 
 
 @pytest.mark.parametrize("model", ["semco", "semco_offline", "semco_online"])
-def test_cut_runs_end_in_the_same_bits(model, data, tmp_path, monkeypatch):
+def test_cut_runs_end_in_the_same_bits(model, data, tmp_path, monkeypatch, capsys):
     config = config_of(data, model)
     runner.run(config, tmp_path / "whole")
     steps = runner.setup(
@@ -92,10 +104,20 @@ def test_cut_runs_end_in_the_same_bits(model, data, tmp_path, monkeypatch):
             with pytest.raises(PowerCut):
                 runner.run(config, tmp_path / "cut")
         if number:
-            assert list((tmp_path / "cut" / runner.CHECKPOINTS).iterdir())
+            folder = tmp_path / "cut" / rundir.CHECKPOINTS / "seed_0"
+            assert len(list(folder.iterdir())) == 2
+            if number == 1:
+                spoil(newest_of(folder), "cut short")
+        (tmp_path / "cut" / "models").mkdir(exist_ok=True)
+        for left in ("config.json.0123abcd.part", "models/.seed_0.0123abcd.part/x"):
+            (tmp_path / "cut" / left).parent.mkdir(exist_ok=True)
+            (tmp_path / "cut" / left).write_bytes(b"half")
         assert not (tmp_path / "cut" / "results.json").exists()
     runner.run(config, tmp_path / "cut")
     assert_same(tmp_path / "cut", tmp_path / "whole")
+    said = capsys.readouterr().out
+    assert said.count("the checkpoint cannot be read") == 1
+    assert "takes its place" in said
 
 
 def _loaded(config):
@@ -148,33 +170,121 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path, monkeypatch):
         cut_after(patch, 20)
         with pytest.raises(PowerCut):
             runner.run(config, tmp_path / "run")
-    folder = tmp_path / "run" / runner.CHECKPOINTS / "seed_0"
-    damaged = [path for path in folder.rglob("*") if path.is_file() and path.parent.name == "d"]
-    assert damaged
-    for path in damaged:
-        path.write_bytes(b"")
+    folder = tmp_path / "run" / rundir.CHECKPOINTS / "seed_0"
+    for path in folder.iterdir():
+        spoil(path, "cut short")
     with pytest.raises(DataError, match=r"seed_0.*cannot be read.*delete") as error:
         runner.run(config, tmp_path / "run")
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_keeps_the_state_and_the_newest_only(tmp_path):
-    rng = np.random.default_rng(0)
+def test_checkpoints_of_another_config_are_refused(data, tmp_path, monkeypatch):
+    config = config_of(data)
+    with monkeypatch.context() as patch:
+        cut_after(patch, 20)
+        with pytest.raises(PowerCut):
+            runner.run(config, tmp_path / "run")
+    other = _with_tau(config, 5.0)
+    (tmp_path / "run" / rundir.CONFIG_FILE).write_text(other.to_json())
+    with pytest.raises(base.ConfigError, match="seed_0 is of a run with another config; delete it"):
+        runner.run(other, tmp_path / "run")
 
-    def state(step):
-        return TrainState(np.int32(step), {"w": rng.normal(size=3)}, (rng.normal(size=2),), None)
 
-    checkpoints = Checkpoints(tmp_path / "c")
-    assert checkpoints.restore(state(0)) is None
-    saved = [state(step) for step in (3, 6, 9)]
-    for number, one in enumerate(saved):
-        checkpoints.save(one, {"number": number, "x": 0.1 + 0.2})
+def test_the_best_checkpoint_is_left_when_asked_for(data, tmp_path):
+    config = config_of(data, every=1000, epochs=4, learning_rate=0.05)
+    with config.unlocked():
+        config.checkpoint.update(keep=1, keep_best=True)
+        config.seeds = (0,)
+    runner.run(config, tmp_path / "run")
+    rows = report.read_rows(tmp_path / "run" / "metrics.jsonl")
+    scores = {row["step"]: row["val/cold/ndcg@5"] for row in rows}
+    best = max(scores, key=scores.get)
+    assert best < max(scores)  # or the newest would do
+    (left,) = (tmp_path / "run" / rundir.BEST / "seed_0").iterdir()
+    assert left.name == str(best)
+    run = runner.setup(config, *_loaded(config), tmp_path / "unused", runner.Console())
+    like = init_state(run.model, run.optimizer, 0)
+    state, note = Checkpoints(left.parent).restore(like)
+    vectors = run.model.represent(state.params, state.extra, "val")
+    assert runner.evaluate_on(run, vectors, "val/cold").mean()["ndcg@5"] == scores[best]
+    assert note["best"] == {"score": scores[best], "epoch": best // run.model.steps_per_epoch}
+
+
+def a_state(step, size=3):
+    rng = np.random.default_rng(step)
+    params = {"w": rng.normal(size=size).astype(np.float32), "half": jnp.ones(2, jnp.bfloat16)}
+    return TrainState(np.int32(step), params, (rng.normal(size=2).astype(np.float32),), None)
+
+
+def assert_state(found, step, size=3):
+    for got, wanted in zip(*map(jax.tree.leaves, (found, a_state(step, size))), strict=True):
+        assert got.dtype == wanted.dtype
+        np.testing.assert_array_equal(got, wanted)
+
+
+def saved(folder, steps, *, size=3, keep=1, best=None):
+    checkpoints = Checkpoints(folder, keep=keep)
+    for step in steps:
+        note = {"step": step, "x": 0.1 + 0.2}
+        checkpoints.save(a_state(step, size), note, best=(best or {}).get(step))
     checkpoints.close()
-    found, note = Checkpoints(tmp_path / "c").restore(state(0))
-    assert note == {"number": 2, "x": 0.1 + 0.2}
-    assert int(found.step) == 9
-    np.testing.assert_array_equal(found.params["w"], np.float32(saved[2].params["w"]))
-    assert [path.name for path in (tmp_path / "c").iterdir()] == ["9"]
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def test_a_checkpoint_keeps_the_state_and_the_newest_only(tmp_path):
+    folder = tmp_path / "c"
+    assert Checkpoints(folder).restore(a_state(0)) is None
+    assert saved(folder, (3, 6, 9)) == [9]
+    found, note = Checkpoints(folder).restore(a_state(0))
+    assert note == {"step": 9, "x": 0.1 + 0.2}
+    assert_state(found, 9)
+
+
+def test_the_newest_stay_and_the_best_of_each(tmp_path):
+    assert saved(tmp_path / "a", (1, 2, 3, 4, 5), keep=2) == [4, 5]
+    # 4 may still be needed, and so may what was best then.
+    best = {1: 1, 2: 1, 3: 1, 4: 1, 5: 5}
+    assert saved(tmp_path / "b", (1, 2, 3, 4, 5), keep=2, best=best) == [1, 4, 5]
+    found, note = Checkpoints(tmp_path / "b").restore(a_state(0), step=1)
+    assert note["step"] == 1
+    assert_state(found, 1)
+
+
+@pytest.mark.parametrize("how", ["cut short", "another bit", "no note", "empty"])
+def test_a_damaged_checkpoint_makes_room_for_the_one_before(how, tmp_path):
+    folder = tmp_path / "c"
+    assert saved(folder, (3, 6), size=2000, keep=2) == [3, 6]
+    (folder / "9.orbax-checkpoint-tmp" / "state").mkdir(parents=True)  # was being written
+    spoil(folder / "6", how)
+    lines = []
+    checkpoints = Checkpoints(folder, keep=2)
+    found, note = checkpoints.restore(a_state(0, 2000), say=lines.append)
+    assert_state(found, 3, 2000)
+    assert note["step"] == 3
+    (line,) = lines
+    assert line.startswith(f"{folder / '6'}: the checkpoint cannot be read (")
+    assert line.endswith("that of step 3 takes its place")
+    assert [path.name for path in folder.iterdir()] == ["3"]
+    checkpoints.save(a_state(6, 2000), {})  # comes again
+    checkpoints.close()
+    assert_state(Checkpoints(folder).restore(a_state(0, 2000))[0], 6, 2000)
+
+
+def test_a_checkpoint_fits_any_number_of_devices(tmp_path):
+    wanted = a_state(7, size=16)
+
+    def over(count):
+        mesh = jax.make_mesh((count,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+        whole, rows = (NamedSharding(mesh, P(*axis)) for axis in ((), ("x",)))
+        place = jax.tree.map(lambda x: whole, wanted)
+        place.params["w"] = rows
+        return jax.device_put(wanted, place)
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(over(8), {})
+    checkpoints.wait()
+    for like in (wanted, over(2), over(4)):
+        assert_state(checkpoints.restore(like)[0], 7, 16)
 
 
 def entry(data, workdir):
@@ -203,7 +313,7 @@ def entry(data, workdir):
 
 
 def newest(workdir):
-    folder = workdir / runner.CHECKPOINTS / "seed_0"
+    folder = workdir / rundir.CHECKPOINTS / "seed_0"
     steps = (
         [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
         if folder.exists()
@@ -220,23 +330,25 @@ def wait_beyond(process, workdir, step):
         time.sleep(0.01)
 
 
-def test_killed_and_asked_to_stop_the_entry_point_goes_on(data, tmp_path):
-    whole = entry(data, tmp_path / "whole")
-    said, errors = whole.communicate()
-    assert (whole.returncode, errors) == (0, "")  # nothing but what the run has to say
-    assert "[process=" not in said
-    at = 0
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        process = entry(data, tmp_path / "cut")
-        wait_beyond(process, tmp_path / "cut", at)
-        process.send_signal(number)
-        said, errors = process.communicate()
-        at = newest(tmp_path / "cut")
-        if number == signal.SIGTERM:
-            assert process.returncode == main.STOPPED
-            assert errors.strip().splitlines()[-1].startswith(f"stopped at step {at} of seed 0")
-    last = entry(data, tmp_path / "cut")
+def test_asked_to_stop_the_entry_point_saves_and_goes_on(data, tmp_path):
+    process = entry(data, tmp_path / "run")
+    wait_beyond(process, tmp_path / "run", 0)
+    process.terminate()
+    said, errors = process.communicate()
+    at = newest(tmp_path / "run")
+    assert process.returncode == main.STOPPED
+    assert errors == f"stopped at step {at} of seed 0; the same command goes on\n"
+    last = entry(data, tmp_path / "run")
     said, errors = last.communicate()
-    assert last.returncode == 0, errors
+    assert (last.returncode, errors) == (0, "")  # nothing but what the run has to say
     assert f"seed 0: goes on from step {at}" in said
-    assert_same(tmp_path / "cut", tmp_path / "whole")
+    assert "[process=" not in said
+
+
+def test_killed_at_random_moments_a_run_ends_in_the_same_bits():
+    """Five of the kills of the whole benchmark; see there."""
+    command = [sys.executable, "-m", "experiments.bench.kill_resume", "--kills=5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "\n5 kills" in done.stdout
+    assert "all ended in the same bits" in done.stdout

@@ -14,7 +14,7 @@ import optuna
 import pytest
 from test_main import small, write_mmrec
 
-from experiments import base, citeulike, clothing, runner, search
+from experiments import base, citeulike, clothing, rundir, runner, search
 from jaxcold.train.loop import DivergedError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -155,7 +155,7 @@ def test_the_best_run_is_replaced_by_that_of_better_values_only(data, tmp_path, 
     def run(config, folder, *, overwrite):
         replaced.append(overwrite)
         folder.mkdir(exist_ok=True)
-        (folder / runner.CONFIG_FILE).write_text(config.to_json())
+        (folder / rundir.CONFIG_FILE).write_text(config.to_json())
 
     monkeypatch.setattr(runner, "run", run)
     search.search(config_of(data), tmp_path / "s", trials=1)
@@ -244,7 +244,7 @@ def test_another_config_is_refused_or_replaced(data, tmp_path, stub):
 PROCESS = """
 import pathlib, sys, time
 import test_search
-from experiments import runner, search
+from experiments import rundir, runner, search
 root, workdir, pause = sys.argv[1:]
 
 def validate(run, seed, *, label, on_score):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from test_resume import PowerCut, assert_same, cut_after
 
-from experiments import amazon_m2, base, beauty, compare, figures, movielens, runner, zvuk
+from experiments import amazon_m2, base, beauty, compare, figures, movielens, rundir, runner, zvuk
 from experiments.base import ConfigError
 from jaxcold.recommender import SEMCo
 from jaxcold.types import MissingDataError
@@ -73,7 +73,7 @@ def test_every_model_runs_and_reports(model, data, tmp_path):
     assert (tmp_path / "run" / "summary.png").stat().st_size > 10_000
     saved = (tmp_path / "run" / "models" / "seed_0" / "model.json").exists()
     assert saved == (model != "content_knn")
-    assert not (tmp_path / "run" / runner.CHECKPOINTS).exists()
+    assert not (tmp_path / "run" / rundir.CHECKPOINTS).exists()
 
 
 def test_the_terminal_shows_one_mode(data, tmp_path, capsys):

@@ -416,15 +416,9 @@ def windows(train: Csr, max_length: int, which: str) -> Csr:
     Raises:
         DataError: if an argument is out of range.
     """
-    if which not in ("last", "all"):
-        raise DataError(f"windows={which!r}: must be 'last' or 'all'")
-    if max_length < 1:
-        raise DataError(f"max_length={max_length}: must be at least 1")
+    row = window_rows(train, max_length, which)
     targets = np.maximum(train.counts - 1, 0)
-    number = -(-targets // max_length)
-    if which == "last":
-        number = np.minimum(number, 1)
-    row = np.repeat(np.arange(train.rows), number)
+    number = np.bincount(row, minlength=train.rows)
     # Counted from the end of the row: 0 is the last window.
     back = np.repeat(np.cumsum(number), number) - 1 - np.arange(len(row))
     end = targets[row] - back * max_length
@@ -434,6 +428,18 @@ def windows(train: Csr, max_length: int, which: str) -> Csr:
     np.cumsum(counts, out=indptr[1:])
     at = np.arange(indptr[-1]) + np.repeat(train.indptr[row] + start - indptr[:-1], counts)
     return Csr(indptr, train.indices[at])
+
+
+def window_rows(train: Csr, max_length: int, which: str) -> np.ndarray:
+    """The row of ``train`` that each of its `windows` is cut from; see there."""
+    if which not in ("last", "all"):
+        raise DataError(f"windows={which!r}: must be 'last' or 'all'")
+    if max_length < 1:
+        raise DataError(f"max_length={max_length}: must be at least 1")
+    number = -(-np.maximum(train.counts - 1, 0) // max_length)
+    if which == "last":
+        number = np.minimum(number, 1)
+    return np.repeat(np.arange(train.rows), number)
 
 
 def with_facts(dataset: SequenceDataset, facts: Mapping[str, int]) -> SequenceDataset:

@@ -28,7 +28,7 @@ import rich.text
 import scipy.stats
 
 from jaxcold.eval.metrics import Metrics
-from jaxcold.files import write_arrays, write_atomic
+from jaxcold.files import naming, write_arrays, write_atomic
 
 # What competes in the slices of a split, by the last part of the slice's name.
 CANDIDATES = {
@@ -40,6 +40,7 @@ CANDIDATES = {
 COLUMNS = {"Recall": "recall", "NDCG": "ndcg", "MDG": "mdg", "Gini div.": "gini"}
 TITLES = {"random": "random", "content_knn": "content-KNN", "oracle": "oracle"}
 _OTHER_USERS = "a paired test needs the same users on both sides; compare one slice of one split"
+_FLUSH = 30.0  # seconds for which events may wait in memory
 _REQUIRED = ("config", "metrics", "seconds", "peak_memory_bytes")
 
 Summary = Mapping[str, Mapping[str, Any]]
@@ -173,15 +174,24 @@ def peak_memory() -> int:
 
 
 def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
-    """Appends one line of JSON; half a line that a killed run left at the end goes first."""
+    """Appends one line of JSON; half a line that a killed run left at the end goes first.
+
+    Raises:
+        OSError: naming the file, if it cannot be written; then it is as long as before.
+    """
     line = _json(row).encode() + b"\n"
-    with open(path, "ab+") as file:
+    with open(path, "ab+", buffering=0) as file:
         end = _whole_lines(file)
         if end < file.tell():
             file.truncate(end)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())  # a checkpoint written after it takes the row for granted
+        try:
+            with naming(path):
+                while line:  # a disk that is nearly full takes a part
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())  # a checkpoint written after it takes the row for granted
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -233,8 +243,9 @@ def write_results(
     if missing:
         raise ValueError(f"results lack {', '.join(missing)}; they need {', '.join(_REQUIRED)}")
     workdir = pathlib.Path(workdir)
-    write_atomic(workdir / "results.json", (_json(results, indent=2) + "\n").encode())
     write_atomic(workdir / "results.md", _markdown(results, name, tables).encode())
+    # Last: a folder with it is finished.
+    write_atomic(workdir / "results.json", (_json(results, indent=2) + "\n").encode())
 
 
 def print_table(
@@ -305,19 +316,37 @@ def tensorboard(
         workdir: folder of the event files.
         first: step at which this process goes on; events of an earlier one from there on are void.
     """
-    import tensorboardX  # protobuf takes a while to load: only for those who write events
+    # Protobuf takes a while to load: only for those who write events.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
 
-    writer = tensorboardX.SummaryWriter(str(workdir), purge_step=first or None)
+    # Not its SummaryWriter, whose thread dies on a full disk, and the run waits for it for ever.
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    writer = EventsWriter(os.path.join(workdir, "events"), f".{os.getpid()}")
+    flushed = time.monotonic()
+
+    def write(step: int, **what: Any) -> None:
+        with naming(workdir):
+            writer.write_event(Event(wall_time=time.time(), step=step, **what))
 
     def log(step: int, scalars: Mapping[str, float]) -> None:
+        nonlocal flushed
         for name, value in scalars.items():
             # "@" is no character of a tag: TensorBoard would rename it, and say so every time.
-            writer.add_scalar(name.replace("@", "_"), value, step)
+            write(step, summary=scalar(name.replace("@", "_"), value))
+        if time.monotonic() - flushed > _FLUSH:
+            with naming(workdir):
+                writer.flush()
+            flushed = time.monotonic()
 
     try:
+        if first:
+            write(first, session_log=SessionLog(status=SessionLog.START))
         yield log
     finally:
-        writer.close()
+        with naming(workdir):
+            writer.close()
 
 
 class Progress:

@@ -379,7 +379,7 @@ def build(
         positives=positives,
     )
     sizes = data.steps_per_epoch, data.examples_per_epoch
-    return Model(data.fixed, init, loss, represent, data.batches, *sizes)
+    return Model(data.fixed, init, loss, represent, data.batches, *sizes, data.examples)
 
 
 def clock_of(online: bool, teacher_steps: int) -> Clock:

@@ -32,7 +32,7 @@ from jax import Array
 from jaxcold.data import packing, questions, reduction, vectors
 from jaxcold.data.batches import prefetch
 from jaxcold.data.packing import Tokens
-from jaxcold.data.sequences import SequenceDataset
+from jaxcold.data.sequences import SequenceDataset, window_rows
 from jaxcold.data.sequences import windows as make_windows
 from jaxcold.sparse import fenchel_young_loss, linear_entmax_sum
 from jaxcold.types import DataError, Model, Representations
@@ -405,6 +405,13 @@ def build(
 
         return prefetch(packed())
 
+    def examples(rng: np.random.Generator, at: int) -> dict[str, np.ndarray]:
+        """Users of a batch's windows, and the last target of each."""
+        taken = rng.permutation(rows.rows)[at * batch_size : (at + 1) * batch_size]
+        user = window_rows(dataset.train, max_length, windows)[taken]
+        last = rows.indices[rows.indptr[taken + 1] - 1]
+        return {"user": dataset.user_ids[user], "item": dataset.item_ids[last]}
+
     def represent(params: nnx.State, extra: tuple[()], part: str) -> Representations:
         table = nnx.merge(graphdef, params).table(fixed.content)
         if content is not None:
@@ -433,7 +440,7 @@ def build(
         calibration=calibration,
         reference=reference,
     )
-    return Model(fixed, init, bound, represent, batches, steps, int(lengths.sum()))
+    return Model(fixed, init, bound, represent, batches, steps, int(lengths.sum()), examples)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

@@ -27,6 +27,7 @@ from jaxcold.data.batches import (
     touched_items,
 )
 from jaxcold.data.dataset import Dataset
+from jaxcold.files import check_mapped
 from jaxcold.models import encoders
 from jaxcold.models.layers import Moments, catalogue_moments, unit_rows
 from jaxcold.sparse import fenchel_young_loss
@@ -316,6 +317,7 @@ class Prepared(NamedTuple):
     examples_per_epoch: int
     represent: Callable[[nnx.State], Representations]
     widths: tuple[int, ...]  # features of each mode
+    examples: Callable[[np.random.Generator, int], dict[str, np.ndarray]]  # of `Model`
 
 
 def prepare(
@@ -349,6 +351,8 @@ def prepare(
 
     def warm_rows(ids: np.ndarray) -> tuple[np.ndarray, ...]:
         rows = warm[ids]
+        for table in tables:
+            check_mapped(table)
         return tuple(
             vectors.unit_rows(np.where(p[rows][:, None], table[rows], 0))
             for table, p in zip(tables, present, strict=True)
@@ -370,6 +374,8 @@ def prepare(
     )
 
     def represent(params: nnx.State) -> Representations:
+        for table in tables:
+            check_mapped(table)
         item = encoders.encode(encoders.trained(params, fixed.served), tables, present)
         return Representations(vectors.history_means(split.train.by_user(), item), item)
 
@@ -405,6 +411,14 @@ def prepare(
 
         yield from prefetch(streamed())
 
+    def examples(rng: np.random.Generator, at: int) -> dict[str, np.ndarray]:
+        pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
+        real = pairs.weight[at] > 0
+        return {
+            "user": dataset.user_ids[pairs.user[at][real]],
+            "item": dataset.item_ids[warm[pairs.item[at][real]]],
+        }
+
     return Prepared(
         fixed,
         batches,
@@ -412,6 +426,7 @@ def prepare(
         len(pair_user),
         represent,
         tuple(table.shape[1] for table in tables),
+        examples,
     )
 
 
@@ -477,4 +492,4 @@ def build(
         user_vector=user_vector,
     )
     sizes = data.steps_per_epoch, data.examples_per_epoch
-    return Model(data.fixed, init, loss, represent, data.batches, *sizes)
+    return Model(data.fixed, init, loss, represent, data.batches, *sizes, data.examples)

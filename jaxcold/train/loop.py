@@ -2,9 +2,11 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcold.train.step import Step, TrainState
@@ -16,7 +18,24 @@ LAG = 16
 
 
 class DivergedError(FloatingPointError):
-    """The loss is not finite."""
+    """The loss is not finite, or the parameters are not.
+
+    Attributes:
+        step: number of the step, from 0, whose loss was not finite, or after which the state was
+            not; None where that is unknown.
+        examples: external ids of its batch, by name.
+        before: of the batch before it, whose update that step was the first to see.
+    """
+
+    step: int | None = None
+    examples: Mapping[str, np.ndarray] = MappingProxyType({})
+    before: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+@jax.jit
+def _finite(state: TrainState) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(x).all() for x in leaves]).all()
 
 
 def fit(
@@ -45,10 +64,11 @@ def fit(
         on_epoch: called with the number of a finished epoch (from 1) and the state after it; what
             is true ends the training there.
         due: asked after every step, with the number of steps behind it, ...
-        on_due: ... whether to call this with the state; all losses up to there were finite.
+        on_due: ... whether to call this with the state. All losses up to there were finite, and
+            so is the state, as it is for `on_epoch`.
 
     Raises:
-        DivergedError: naming the step whose loss is not finite.
+        DivergedError: naming the step, at most `LAG` steps after it.
     """
     key = jax.random.key(seed)
     first = done = int(state.step)
@@ -59,17 +79,31 @@ def fit(
         while len(in_flight) > limit:
             logs = {name: float(value) for name, value in in_flight.popleft().items()}
             if not math.isfinite(logs["loss"]):
-                epoch = done // model.steps_per_epoch + 1
-                raise DivergedError(f"the loss is {logs['loss']} at step {done} (epoch {epoch})")
+                raise diverged(f"the loss is {logs['loss']}", done)
             on_step(done, logs)
             done += 1
+
+    def settle_all() -> None:
+        settle(0)
+        # A finite loss can have a gradient that is not.
+        if not _finite(state):
+            raise diverged("the parameters are not finite any more", done - 1)
+
+    def diverged(what: str, step: int) -> DivergedError:
+        error = DivergedError(f"{what} at step {step} (epoch {step // size + 1})")
+        error.step = step
+        error.examples, error.before = (
+            model.examples(_order(seed, at // size), at % size) if at >= 0 else {}
+            for at in (step, step - 1)
+        )
+        return error
 
     size = model.steps_per_epoch
     enough = False
     for epoch in range(first // size, epochs):
         if enough:
             break
-        batches = model.batches(np.random.default_rng([seed, epoch]))
+        batches = model.batches(_order(seed, epoch))
         for number, batch in enumerate(batches, epoch * size):
             if number < first:  # behind us
                 continue
@@ -77,9 +111,14 @@ def fit(
             in_flight.append(logs)
             settle(LAG)
             if number + 1 == (epoch + 1) * size:
-                settle(0)
+                settle_all()
                 enough = on_epoch(epoch + 1, state)
             if due(number + 1):
-                settle(0)
+                settle_all()
                 on_due(state)
     return state
+
+
+def _order(seed: int, epoch: int) -> np.random.Generator:
+    """What an epoch's order follows from."""
+    return np.random.default_rng([seed, epoch])

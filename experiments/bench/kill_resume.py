@@ -1,0 +1,315 @@
+r"""Kills a small run at random moments, and checks that it ends in the same bits.
+
+python -m experiments.bench.kill_resume --kills=30 --model=semco
+
+The run is done once without a break. Then it is started, cut by kill -9 or SIGTERM at a moment
+drawn at random (anywhere between its start and its end, or while a checkpoint is being written),
+and started again with the same command, until there were so many kills. Whenever it comes to its
+end it has to have left the same as the uninterrupted run, metrics, rows and parameters to the last
+bit, and the same files; then it begins anew in another folder.
+
+Each start is a process of its own with the arguments of a command line, forked from one that has
+the imports behind it and nothing else: five seconds of imports are not what is tested.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import pathlib
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app
+
+import experiments.main
+from experiments import runner
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMMON = {
+    "seeds": (0, 1),
+    "train.epochs": 3,
+    "eval.cutoffs": (5,),
+    "eval.figure": False,
+    "checkpoint.every_steps": 7,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "semco": ("clothing.py", {"model.hidden": 8, "model.out": 4, "train.batch_size": 16}),
+    "sasrec_delta": (
+        "movielens.py:sasrec_delta",
+        {"model.max_length": 6, "model.dim": 4, "model.blocks": 1, "train.batch_size": 4},
+    ),
+}
+PARTIAL = (".part", ".orbax-checkpoint-tmp")
+# Of the kills, those that wait for a checkpoint that is being written.
+SAVING = 0.4
+
+
+class Kill(NamedTuple):
+    """One of them, and what it hit."""
+
+    signal: str
+    after: float  # seconds after the start
+    code: int  # exit code; below 0 the signal that ended the process
+    where: str
+    lost: int  # steps that were done and have to be done again
+    half: str  # what was half-written then
+
+
+class Report(NamedTuple):
+    """Of `measure`."""
+
+    kills: list[Kill]
+    whole_runs: int  # that came to their end in between, or at last
+    steps: int  # of a run
+    seconds: float  # of the uninterrupted one
+
+
+def write_pairs(folder: pathlib.Path, users: int = 40, items: int = 60) -> None:
+    """Users of two tastes and items of two kinds, which their content tells apart."""
+    rng = np.random.default_rng(0)
+    kind = np.arange(items) % 2
+    own = [rng.choice(np.flatnonzero(kind == u % 2), 14, replace=False) for u in range(users)]
+    # Every item occurs: item i at user 0 or 1, whoever likes its kind.
+    pairs = {(u, i) for u in range(users) for i in own[u]} | {(k, i) for i, k in enumerate(kind)}
+    rows = (f"{user}\t{item}\t1\t0" for user, item in sorted(pairs))
+    lines = ["userID\titemID\trating\ttimestamp", *rows]
+    (folder / "clothing.inter").write_text("\n".join(lines) + "\n")
+    np.save(folder / "text_feat.npy", (rng.normal(size=(items, 6)) + kind[:, None]).astype("f4"))
+
+
+def write_sequences(folder: pathlib.Path, users: int = 120, items: int = 30) -> None:
+    """Walks around a circle of items, a few items late alone."""
+    rng = np.random.default_rng(0)
+    lines = ["userID\titemID\trating\ttimestamp"]
+    for user in range(users):
+        at, since = rng.integers(items), rng.integers(1000)
+        lines += [f"{user}\t{(at + i) % items}\t5\t{since + i}" for i in range(8)]
+    for user in range(users, users + users // 5):
+        lines += [f"{user}\t{items + (user + i) % 3}\t5\t{2000 + i}" for i in range(4)]
+    (folder / "ml-100k.inter").write_text("\n".join(lines) + "\n")
+    np.save(folder / "text_feat.npy", rng.normal(size=(items + 3, 6)).astype("f4"))
+
+
+def outcome(workdir: pathlib.Path) -> dict[str, Any]:
+    """What a finished run leaves, less times and sizes: metrics, rows, arrays, names of files."""
+    results = json.loads((workdir / "results.json").read_text())
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["seconds"]
+    found = {part: results[part] for part in ("metrics", "baselines", "comparisons")}
+    found["rows"] = rows
+    for path in (workdir / "per_user.npz", *sorted(workdir.glob("models/seed_*/*.npz"))):
+        with np.load(path, allow_pickle=False) as arrays:
+            where = path.relative_to(workdir).parent
+            found |= {f"{where}/{name}": arrays[name].tobytes() for name in arrays}
+    names = (str(path.relative_to(workdir)) for path in workdir.rglob("*"))
+    # A process writes its own events: how many there were shows there alone.
+    found["files"] = sorted(name for name in names if "/events." not in name)
+    return found
+
+
+def half_written(workdir: pathlib.Path) -> Iterator[str]:
+    """Names of what is being written, or was when the process was killed."""
+    for folder in (workdir, *workdir.glob("checkpoints/*"), workdir / "models"):
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            continue
+        yield from (f"{folder.name}/{name}" for name in names if name.endswith(PARTIAL))
+
+
+class _Process:
+    """A start of the command; what it has done is seen in memory that it shares."""
+
+    def __init__(self, arguments: Sequence[str], log: pathlib.Path):
+        self._shared = mmap.mmap(-1, struct.calcsize("3i"))
+        self.start = time.monotonic()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                self._child(arguments, log)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(70)
+
+    def _child(self, arguments: Sequence[str], log: pathlib.Path) -> None:
+        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        fit = runner.fit
+
+        def counted(*inputs: Any, seed: int, on_step: Any, **rest: Any) -> Any:
+            def told(number: int, logs: Any) -> None:
+                self._shared[:] = struct.pack("3i", 1, seed, number + 1)
+                on_step(number, logs)
+
+            return fit(*inputs, seed=seed, on_step=told, **rest)
+
+        runner.fit = counted
+        sys.argv = ["experiments.main", *arguments]
+        code: Any = 0
+        try:
+            app.run(experiments.main.main, flags_parser=experiments.main.parse_flags)
+        except SystemExit as end:
+            code = end.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+    def done(self) -> tuple[int, int] | None:
+        """Seed in training and its steps behind; None before the first of this process."""
+        begun, seed, step = struct.unpack("3i", self._shared[:])
+        return (seed, step) if begun else None
+
+    def ended(self) -> int | None:
+        """The exit code; None while it lives."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+    def join(self) -> int:
+        """The exit code."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def _kept(workdir: pathlib.Path, seed: int) -> int:
+    folder = workdir / "checkpoints" / f"seed_{seed}"
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    return max(steps, default=0)
+
+
+def _cut(process: _Process, workdir: pathlib.Path, number: int, after: float, saving: bool) -> bool:
+    """Waits for the moment and sends the signal; False where the process had ended by then."""
+    while time.monotonic() - process.start < after or (
+        saving and not any("orbax" in name for name in half_written(workdir))
+    ):
+        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return False
+        time.sleep(0.0005)
+    os.kill(process.pid, number)
+    return True
+
+
+def measure(model: str, kills: int, seed: int, folder: pathlib.Path) -> Report:
+    """Cuts a run that often, and compares whatever comes to its end.
+
+    Args:
+        model: of `MODELS`.
+        kills: how many.
+        seed: of moments and signals.
+        folder: an empty one, for data and runs.
+
+    Raises:
+        AssertionError: if something differs from the uninterrupted run.
+    """
+    rng = np.random.default_rng(seed)
+    file, options = MODELS[model]
+    fields = COMMON | options | {"data.root": folder / "data"}
+    (folder / "data").mkdir()
+    (write_pairs if model == "semco" else write_sequences)(folder / "data")
+    flags = [f"--config={ROOT / file}", *(f"--config.{k}={v}" for k, v in fields.items())]
+    log = folder / "log.txt"
+    # What is tested is the run, not the compiler: its programs are kept.
+    jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+    def start(workdir: pathlib.Path) -> _Process:
+        return _Process([*flags, f"--workdir={workdir}"], log)
+
+    def check(code: int, workdir: pathlib.Path) -> None:
+        assert code == 0, f"exit code {code}: {log.read_text()[-2000:]}"
+        got = outcome(workdir)
+        names = sorted(wanted.keys() | got.keys())
+        different = [name for name in names if wanted.get(name) != got.get(name)]
+        assert not different, f"{workdir}: {', '.join(different)} differ"
+        assert not list(half_written(workdir))
+        shutil.rmtree(workdir)
+
+    whole = start(folder / "whole")
+    assert whole.join() == 0, log.read_text()[-2000:]
+    begun = time.monotonic()
+    again = start(folder / "again")  # with every program compiled before, as those to be killed
+    code = again.join()
+    seconds = time.monotonic() - begun
+    wanted = outcome(folder / "whole")
+    check(code, folder / "again")
+    last = max(row["step"] for row in wanted["rows"])
+
+    found: list[Kill] = []
+    ends = 0
+    while len(found) < kills:
+        workdir = folder / f"cut_{ends}"
+        number = signal.SIGKILL if rng.random() < 0.5 else signal.SIGTERM
+        after, saving = 0.8 * rng.random() * seconds, rng.random() < SAVING
+        process = start(workdir)
+        cut = _cut(process, workdir, number, after / 2 if saving else after, saving)
+        after = time.monotonic() - process.start
+        code = process.join()
+        if not cut:
+            check(code, workdir)
+            ends += 1
+            continue
+        half = [*half_written(workdir)]
+        done = process.done()
+        where, lost = "before its first step", 0
+        if done:
+            what = "after" if done[1] == last else "at"
+            where = f"seed {done[0]}, {what} step {done[1]}"
+            if (workdir / "checkpoints").exists():
+                lost = max(0, done[1] - _kept(workdir, done[0]))
+        if number == signal.SIGTERM:
+            # Before the handler is there it ends the process as ever; after the end there is none.
+            allowed = {75} if done and done[1] < last else {75, 0, -signal.SIGTERM}
+            assert code in allowed, f"exit code {code} after SIGTERM: {log.read_text()[-2000:]}"
+            assert not lost, f"SIGTERM lost {lost} steps"
+            assert code == -signal.SIGTERM or not half, half
+        found.append(Kill(number.name, after, code, where, lost, " ".join(half)))
+    check(start(workdir).join(), workdir)
+    return Report(found, ends + 1, last * len(COMMON["seeds"]), seconds)
+
+
+def lines(report: Report) -> list[str]:
+    """The table."""
+    header = f"{'':>3} {'signal':8} {'after s':>7} {'exit':>4} {'lost':>4}  where"
+    rows = [
+        f"{number:3} {kill.signal:8} {kill.after:7.2f} {kill.code:4} {kill.lost:4}  {kill.where}"
+        + (f"; half-written: {kill.half}" if kill.half else "")
+        for number, kill in enumerate(report.kills, 1)
+    ]
+    killed = [kill.lost for kill in report.kills if kill.signal == "SIGKILL"]
+    saving = sum(bool(kill.half) for kill in report.kills)
+    return [
+        header,
+        *rows,
+        f"{len(report.kills)} kills, {saving} of them with something half-written, in "
+        f"{report.whole_runs} runs of {report.steps} steps ({report.seconds:.1f} s without a "
+        f"break): all ended in the same bits; steps lost to a kill -9: {max(killed, default=0)} "
+        f"at most, {np.mean(killed or [0]):.1f} on average; to SIGTERM: 0",
+    ]
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0, help="of moments and signals")
+    parser.add_argument("--model", choices=list(MODELS), default="semco")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(chosen.model, chosen.kills, chosen.seed, pathlib.Path(folder))
+    print("\n".join(lines(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The folder of a run: its files, whose it is, and what has to go."""
+
+import hashlib
+import json
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from experiments.base import ConfigError
+from jaxcold.files import clear_partial, write_atomic
+
+CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
+RESULTS_FILE, USERS_FILE, CHECKPOINTS = "results.json", "per_user.npz", "checkpoints"
+BEST, DIVERGED = "best", "diverged_seed_*.json"
+
+
+def check(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:
+    """Whether a run of the config may use the folder; nothing is written.
+
+    Raises:
+        ConfigError: saying why not; of a run with another config, which fields differ.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir={workdir} is a file; name a folder")
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--workdir={workdir}: {there} may not be written; name another folder")
+    changed = differences(config, held(workdir) or config)
+    if changed and not overwrite:
+        raise ConfigError(
+            f"--workdir={workdir} holds a run with another config ({', '.join(changed[:3])} "
+            "differ); name another folder, or pass --overwrite to replace it"
+        )
+
+
+def begin(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Empties the folder of an earlier run's files, never of others, and claims it.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        # The config first: a run that is half deleted is none to go on with.
+        for name in (CONFIG_FILE, ROWS_FILE, RESULTS_FILE, USERS_FILE, "results.md", "summary.png"):
+            (workdir / name).unlink(missing_ok=True)
+        for folder in ("tb", "models", BEST):
+            shutil.rmtree(workdir / folder, ignore_errors=True)
+        tidy(workdir)
+        write_atomic(workdir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder, or "
+            "make room"
+        ) from None
+
+
+def tidy(workdir: pathlib.Path) -> None:
+    """Deletes what only an unfinished run needs; the trained models are in models/."""
+    shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
+    for path in workdir.glob(DIVERGED):
+        path.unlink(missing_ok=True)
+    clear_killed(workdir)
+
+
+def clear_killed(workdir: pathlib.Path) -> None:
+    """Deletes what killed processes were writing; checkpoints clear their own folder."""
+    for folder in (workdir, workdir / "models", workdir / BEST):
+        clear_partial(folder)
+
+
+def held(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The config of the run that the folder holds, finished or not."""
+    try:
+        return json.loads((workdir / CONFIG_FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The fields in which two configs differ: ["model.alpha", ...]."""
+    a, b = flat(ours), flat(theirs)
+    return sorted(field for field in a.keys() | b.keys() if a.get(field) != b.get(field))
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as one level: {"model.alpha": 2.0, ...}."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {
+        name: value
+        for key, branch in tree.items()
+        for name, value in flat(branch, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def hash_of(config: config_dict.ConfigDict) -> str:
+    """SHA-256 of all its fields, which a checkpoint remembers."""
+    fields = json.dumps(json.loads(config.to_json()), sort_keys=True)
+    return hashlib.sha256(fields.encode()).hexdigest()
+
+
+def leave(checkpoint: pathlib.Path, folder: pathlib.Path) -> None:
+    """Copies a checkpoint into a folder of its own, whole or not at all.
+
+    Raises:
+        OSError: naming the folder, if it cannot be written.
+    """
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        shutil.copytree(checkpoint, partial / checkpoint.name)
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed later than here
+        partial.rename(folder)
+    except shutil.Error as error:  # a list of (from, to, why)
+        raise OSError(f"{folder}: cannot be written ({error.args[0][0][2]}); make room") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
