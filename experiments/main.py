@@ -100,7 +100,7 @@ def command(argv: Sequence[str], job: Job) -> int:
         except (ValueError, FloatingPointError) as error:
             return stop(error)
         except OSError as error:
-            return stop(_of_system(error))
+            return stop(of_system(error))
     except base.StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED
@@ -114,7 +114,7 @@ def _asked_to_stop(*_: object) -> None:
     raise base.StoppedError("stopped; the same command goes on")
 
 
-def _of_system(error: OSError) -> str:
+def of_system(error: OSError) -> str:
     """The file and what the system says of it, with a remedy where there is one."""
     if error.errno is None:
         return str(error)

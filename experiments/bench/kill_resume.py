@@ -31,11 +31,13 @@ import jax
 import numpy as np
 from absl import app
 
+import experiments.items
 import experiments.main
+import experiments.sequences  # with what every process needs imported here, once
 from experiments import runner
 
 ROOT = pathlib.Path(__file__).parents[1]
-COMMON = {
+COMMON: dict[str, Any] = {
     "seeds": (0, 1),
     "train.epochs": 3,
     "eval.cutoffs": (5,),
@@ -156,7 +158,7 @@ class _Process:
 
             return fit(*inputs, seed=seed, on_step=told, **rest)
 
-        runner.fit = counted
+        runner.fit = counted  # type: ignore[assignment]
         sys.argv = ["experiments.main", *arguments]
         code: Any = 0
         try:
@@ -276,7 +278,7 @@ def measure(model: str, kills: int, seed: int, folder: pathlib.Path) -> Report:
             assert code == -signal.SIGTERM or not half, half
         found.append(Kill(number.name, after, code, where, lost, " ".join(half)))
     check(start(workdir).join(), workdir)
-    return Report(found, ends + 1, last * len(COMMON["seeds"]), seconds)
+    return Report(found, ends + 1, last * len(fields["seeds"]), seconds)
 
 
 def lines(report: Report) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import resource
+import socket
 import sys
 import time
 import warnings
@@ -317,32 +318,34 @@ def tensorboard(
         first: step at which this process goes on; events of an earlier one from there on are void.
     """
     # Protobuf takes a while to load: only for those who write events.
-    from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import RecordWriter
     from tensorboardX.summary import scalar
 
     # Not its SummaryWriter, whose thread dies on a full disk, and the run waits for it for ever.
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-    writer = EventsWriter(os.path.join(workdir, "events"), f".{os.getpid()}")
+    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+    writer = RecordWriter(os.path.join(workdir, name))
     flushed = time.monotonic()
 
-    def write(step: int, **what: Any) -> None:
+    def write(**what: Any) -> None:
         with naming(workdir):
-            writer.write_event(Event(wall_time=time.time(), step=step, **what))
+            writer.write(Event(wall_time=time.time(), **what).SerializeToString())
 
     def log(step: int, scalars: Mapping[str, float]) -> None:
         nonlocal flushed
         for name, value in scalars.items():
             # "@" is no character of a tag: TensorBoard would rename it, and say so every time.
-            write(step, summary=scalar(name.replace("@", "_"), value))
+            write(step=step, summary=scalar(name.replace("@", "_"), value))
         if time.monotonic() - flushed > _FLUSH:
             with naming(workdir):
                 writer.flush()
             flushed = time.monotonic()
 
     try:
+        write(file_version="brain.Event:2")
         if first:
-            write(first, session_log=SessionLog(status=SessionLog.START))
+            write(step=first, session_log=SessionLog(status=SessionLog.START))
         yield log
     finally:
         with naming(workdir):
