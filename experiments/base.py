@@ -203,9 +203,9 @@ def _common(about: str, dataset: str) -> config_dict.ConfigDict:
     c.checkpoint.every_steps = config_dict.placeholder(int)  # unset: once an epoch
     # The newest that stay while a seed trains; where the last is damaged, the one before serves.
     c.checkpoint.keep = 2
-    # Leave the checkpoint of the best epoch on validation in WORKDIR/best/seed_N, also without
-    # patience. Costs one more on disk, a write after every epoch that is better than those before,
-    # and a validation after the last.
+    # Leave the checkpoint of the best epoch on validation in WORKDIR/best_checkpoints/seed_N, also
+    # without patience. Costs one more on disk, a write after every epoch that is better than those
+    # before, and a validation after the last.
     c.checkpoint.keep_best = False
 
     c.eval = config_dict.ConfigDict()

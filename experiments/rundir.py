@@ -16,7 +16,7 @@ from jaxcold.files import clear_partial, write_atomic
 
 CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
 RESULTS_FILE, USERS_FILE, CHECKPOINTS = "results.json", "per_user.npz", "checkpoints"
-BEST, DIVERGED = "best", "diverged_seed_*.json"
+BEST, DIVERGED = "best_checkpoints", "diverged_seed_*.json"
 
 
 def check(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:

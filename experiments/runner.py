@@ -56,7 +56,7 @@ def run(
         workdir: receives config.json, split.npz, metrics.jsonl, TensorBoard events in ``tb``,
             a trained recommender per seed in ``models``, and at the end a figure, results.md,
             results.json and, for paired tests with other runs, per_user.npz. With
-            config.checkpoint.keep_best also a checkpoint per seed in ``best``.
+            config.checkpoint.keep_best also a checkpoint per seed in ``best_checkpoints``.
         overwrite: replace what an earlier run with another config left there.
 
     Returns:
@@ -425,13 +425,13 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
                         due=due,
                         on_due=save,
                     )
+                    checkpoints.wait()
                 if stop.is_set():  # after the last step
                     raise StoppedError("stopped; the same command goes on")
         except DivergedError as error:
             raise DivergedError(f"{error}, seed {seed}; {_diverged(run, seed, error)}") from None
         last = int(state.step) // max(steps, 1)
         if (at := best_step()) is not None:
-            checkpoints.wait()
             if keep_best:
                 rundir.leave(checkpoints.path(at), workdir / rundir.BEST / f"seed_{seed}")
             if patience is not None:

@@ -74,14 +74,14 @@ def newest_of(folder):
 
 def spoil(checkpoint, how):
     """Damage as a loss of power leaves it, or a bad block."""
-    files = {path: path.stat().st_size for path in checkpoint.rglob("d/*")}
-    largest = max(files, key=files.get)
-    content = bytearray(largest.read_bytes())
+    files = sorted(checkpoint.rglob("d/*"), key=lambda path: path.stat().st_size)
     if how == "cut short":
-        largest.write_bytes(content[: len(content) // 2])
+        for path in files:
+            os.truncate(path, path.stat().st_size // 2)
     elif how == "another bit":
+        content = bytearray(files[-1].read_bytes())
         content[len(content) // 2] ^= 1
-        largest.write_bytes(content)
+        files[-1].write_bytes(content)
     elif how == "no note":
         (checkpoint / "note" / "metadata").write_bytes(b"")
     else:

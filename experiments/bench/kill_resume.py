@@ -254,6 +254,8 @@ def measure(model: str, kills: int, seed: int, folder: pathlib.Path) -> Report:
         workdir = folder / f"cut_{ends}"
         number = signal.SIGKILL if rng.random() < 0.5 else signal.SIGTERM
         after, saving = 0.8 * rng.random() * seconds, rng.random() < SAVING
+        # An earlier kill's, until the process comes to clear them away.
+        before = set(half_written(workdir))
         process = start(workdir)
         cut = _cut(process, workdir, number, after / 2 if saving else after, saving)
         after = time.monotonic() - process.start
@@ -262,7 +264,7 @@ def measure(model: str, kills: int, seed: int, folder: pathlib.Path) -> Report:
             check(code, workdir)
             ends += 1
             continue
-        half = [*half_written(workdir)]
+        half = sorted(set(half_written(workdir)) - before)
         done = process.done()
         where, lost = "before its first step", 0
         if done:
