@@ -184,6 +184,11 @@ class _Process:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
+def _need(good: bool, what: str) -> None:
+    if not good:
+        raise AssertionError(what)
+
+
 def _kept(workdir: pathlib.Path, seed: int) -> int:
     folder = workdir / "checkpoints" / f"seed_{seed}"
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
@@ -230,16 +235,17 @@ def measure(model: str, kills: int, seed: int, folder: pathlib.Path) -> Report:
         return _Process([*flags, f"--workdir={workdir}"], log)
 
     def check(code: int, workdir: pathlib.Path) -> None:
-        assert code == 0, f"exit code {code}: {log.read_text()[-2000:]}"
+        _need(code == 0, f"exit code {code}: {log.read_text()[-2000:]}")
         got = outcome(workdir)
         names = sorted(wanted.keys() | got.keys())
         different = [name for name in names if wanted.get(name) != got.get(name)]
-        assert not different, f"{workdir}: {', '.join(different)} differ"
-        assert not list(half_written(workdir))
+        _need(not different, f"{workdir}: {', '.join(different)} differ")
+        left = list(half_written(workdir))
+        _need(not left, f"{workdir}: {', '.join(left)} left")
         shutil.rmtree(workdir)
 
     whole = start(folder / "whole")
-    assert whole.join() == 0, log.read_text()[-2000:]
+    _need(whole.join() == 0, log.read_text()[-2000:])
     begun = time.monotonic()
     again = start(folder / "again")  # with every program compiled before, as those to be killed
     code = again.join()
@@ -275,9 +281,10 @@ def measure(model: str, kills: int, seed: int, folder: pathlib.Path) -> Report:
         if number == signal.SIGTERM:
             # Before the handler is there it ends the process as ever; after the end there is none.
             allowed = {75} if done and done[1] < last else {75, 0, -signal.SIGTERM}
-            assert code in allowed, f"exit code {code} after SIGTERM: {log.read_text()[-2000:]}"
-            assert not lost, f"SIGTERM lost {lost} steps"
-            assert code == -signal.SIGTERM or not half, half
+            said = f"exit code {code} after SIGTERM: {log.read_text()[-2000:]}"
+            _need(code in allowed, said)
+            _need(not lost, f"SIGTERM lost {lost} steps")
+            _need(code == -signal.SIGTERM or not half, f"SIGTERM left {', '.join(half)}")
         found.append(Kill(number.name, after, code, where, lost, " ".join(half)))
     check(start(workdir).join(), workdir)
     return Report(found, ends + 1, last * len(fields["seeds"]), seconds)
@@ -310,6 +317,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of moments and signals")
     parser.add_argument("--model", choices=list(MODELS), default="semco")
     chosen = parser.parse_args()
+    if chosen.kills < 1:
+        parser.error("--kills is at least 1")
     with tempfile.TemporaryDirectory() as folder:
         found = measure(chosen.model, chosen.kills, chosen.seed, pathlib.Path(folder))
     print("\n".join(lines(found)))
