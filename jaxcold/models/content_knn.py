@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxcold.data import packing, questions, vectors
 from jaxcold.data.sequences import SequenceDataset
+from jaxcold.files import check_mapped
 from jaxcold.types import Csr, DataError, Model, Representations
 
 
@@ -34,6 +35,7 @@ def represent(
 
     Raises:
         ValueError: if there is no mode, or if the modes or the training items disagree on I.
+        DataError: if the file of a memory-mapped table has gone.
     """
     if not content:
         raise ValueError("content-KNN needs at least one content mode")
@@ -47,6 +49,7 @@ def represent(
         )
     modes = []
     for name, table in content.items():
+        check_mapped(table)
         mode = np.array(table, np.float32)
         if present is not None:
             mode[~present[name]] = 0
