@@ -255,7 +255,9 @@ def test_a_full_disk_ends_the_command_in_one_line(data, tmp_path):
         capture_output=True,
         text=True,
     )
-    (line,) = done.stderr.splitlines()
+    # On a busy machine XLA may say there that compiling was slow.
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "Traceback" not in done.stderr
     assert done.returncode == 2
     assert re.match(r"error: \S+seed_0: the checkpoint cannot be written \(File too large\)", line)
     assert not list((tmp_path / "run" / rundir.CHECKPOINTS / "seed_0").iterdir())
