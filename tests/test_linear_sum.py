@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from jaxcold.sparse import fenchel_young_loss, linear_entmax_loss, linear_entmax_sum
+from jaxcold.sparse.linear_sum import tile_rows
 
-ROWS, ITEMS, WIDTH = 21, 90, 5
+ROWS, ITEMS, WIDTH = 150, 90, 5
 ALPHAS = (1.0, 1.25, 1.5, 2.0)
 
 
@@ -36,7 +37,7 @@ def dense(h, W, targets, alpha, tau=1.0):
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize(("tau", "rows"), [(1.0, 8), (0.3, None)])
+@pytest.mark.parametrize(("tau", "rows"), [(1.0, 8), (0.3, 70)])
 def test_equals_the_dense_loss(alpha, tau, rows, x64):
     h, W, targets = problem()
     ours = functools.partial(linear_entmax_sum, alpha=alpha, tau=tau, rows=rows)
@@ -62,6 +63,41 @@ def test_it_is_the_sum_of_the_losses_row_by_row():
     h, W, targets = problem(np.float32)
     rows = linear_entmax_loss(h, W, targets, 1.5)
     np.testing.assert_allclose(linear_entmax_sum(h, W, targets, 1.5), rows.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("real", [0, 1, 64, 70, 71, 134, 135, 150])
+def test_every_row_with_a_target_counts_once(real):
+    """Tiles of 70 rows, then of 64 for what is left over: full, empty, and one row too many."""
+    h, W, targets = problem(np.float32)
+    targets = np.where(np.arange(ROWS) % 7 == 0, 3, targets % ITEMS)
+    chosen = np.random.default_rng(1).permutation(ROWS) < real
+    marked = np.where(chosen, targets, -1)
+    value, (dh, dW) = tiled(h, W, marked)
+    each, (dh_each, dW_each) = row_by_row(h, W, marked)
+    np.testing.assert_allclose(value, each, rtol=1e-5)
+    np.testing.assert_allclose(dh, dh_each, atol=1e-5)
+    np.testing.assert_allclose(dW, dW_each, atol=1e-4)
+
+
+@jax.jit
+def tiled(h, W, targets):
+    total = functools.partial(linear_entmax_sum, targets=targets, alpha=1.0, rows=70)
+    return jax.value_and_grad(lambda h, W: total(h, W), (0, 1))(h, W)
+
+
+@jax.jit
+def row_by_row(h, W, targets):
+    return jax.value_and_grad(lambda h, W: linear_entmax_loss(h, W, targets, 1.0).sum(), (0, 1))(
+        h, W
+    )
+
+
+def test_tiles_are_large_unless_the_catalogue_is():
+    assert tile_rows(960, 10_286) == (256, 64)
+    assert tile_rows(100, 10_286) == (100, 64)
+    assert tile_rows(40, 10_286) == (40,)
+    assert tile_rows(9_000, 500_000) == (128, 64)
+    assert tile_rows(9_000, 5_000_000) == (64,)
 
 
 def test_nobody_has_a_target():
@@ -108,7 +144,7 @@ def test_rows_over_devices():
         ({"alpha": 0.5}, "alpha"),
         ({"W": jnp.ones((9, 2))}, "expected h"),
         ({"W": jnp.ones((0, 3))}, "not empty"),
-        ({"W": jnp.ones((9, 3), jnp.bfloat16)}, "one floating dtype"),
+        ({"W": jnp.ones((9, 3), jnp.bfloat16)}, "of one dtype"),
         ({"targets": jnp.zeros(4)}, "integer targets"),
         ({"targets": jnp.zeros(3, jnp.int32)}, "4 integer targets"),
         ({"tau": 0.0}, "tau must be a number above 0"),

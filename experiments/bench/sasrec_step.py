@@ -50,7 +50,8 @@ from jaxcold.data import packing
 from jaxcold.data.sequence_loading import load_sequences
 from jaxcold.data.sequences import Questions, SequenceDataset, windows
 from jaxcold.models import sasrec
-from jaxcold.sparse import fenchel_young_loss, linear_sum
+from jaxcold.sparse import fenchel_young_loss
+from jaxcold.sparse.linear_sum import tile_rows
 from jaxcold.train import optim
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import Csr, MissingDataError, Model
@@ -350,9 +351,11 @@ def torch_stepper(model: Model, sizes: Sizes, batches: Sequence[Csr]) -> Callabl
     return once
 
 
-def tile_rows(sizes: Sizes, tokens: int) -> int:
-    """Rows of logits that the summed loss holds at once."""
-    return min(max(linear_sum._TILE // sizes.items, linear_sum._MIN_ROWS), tokens)
+def multiplied(sizes: Sizes, real: int, tokens: int) -> int:
+    """Rows of logits that the summed loss computes for so many targets."""
+    *large, last = tile_rows(tokens, sizes.items)
+    whole = sum(real // size * size for size in large)
+    return whole + -(-(real - whole) // last) * last
 
 
 def flops(sizes: Sizes, rows: float, tokens: float, squares: float) -> dict[str, float]:
@@ -379,11 +382,10 @@ def counted(
     for windows_, tokens in zip(batches, ours, strict=True):
         lengths = windows_.counts - 1
         real, size = int(lengths.sum()), len(tokens.item)
-        tile = tile_rows(sizes, size)
         squares = sum(r.shape[0] * r.shape[1] ** 2 for r in tokens.rectangles)
         n, longest = len(lengths), int(lengths.max())
         kinds["needed"].append(flops(sizes, real, real, float((lengths**2).sum())))
-        kinds["ours"].append(flops(sizes, -(-real // tile) * tile, size, squares))
+        kinds["ours"].append(flops(sizes, multiplied(sizes, real, size), size, squares))
         kinds["dense"].append(flops(sizes, n * longest, n * longest, n * longest**2))
     means = {
         kind: {part: float(np.mean([one[part] for one in each])) for part in PARTS}
@@ -394,7 +396,7 @@ def counted(
 
 def matmuls(sizes: Sizes, tokens: int) -> dict[str, Callable[[], Any]]:
     """The three products of a tile of the loss, compiled."""
-    rows = tile_rows(sizes, tokens)
+    rows = tile_rows(tokens, sizes.items)[0]
     keys = jax.random.split(jax.random.key(SEED), 3)
     h, W, p = (
         jax.random.normal(key, shape)
@@ -404,7 +406,7 @@ def matmuls(sizes: Sizes, tokens: int) -> dict[str, Callable[[], Any]]:
     )
     logits = jax.jit(lambda h, W: h @ W.T)
     hidden = jax.jit(lambda p, W: p @ W)
-    table = jax.jit(lambda p, h: p.T @ h)
+    table = jax.jit(lambda p, h: h.T @ p)
     return {
         "logits": lambda: logits(h, W),
         "gradient of hidden states": lambda: hidden(p, W),
@@ -463,7 +465,7 @@ def measure(sizes: Sizes, alpha: float, repeats: int) -> Measured:
         seconds["torch"] = extrapolated("torch", runs, found_beside, sizes.batch)
         over_ours["torch"] = seconds["torch"] / found_beside["ours"]
     needed, executed = counted(sizes, whole, ours)
-    product = 2 * tile_rows(sizes, len(ours[0].item)) * sizes.items * sizes.dim
+    product = 2 * tile_rows(len(ours[0].item), sizes.items)[0] * sizes.items * sizes.dim
     return Measured(
         sizes=sizes,
         seconds=seconds,

@@ -17,6 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from jaxcold.sparse import linear
+from jaxcold.sparse._linear import product
 
 _LANES = 128  # rows of one program: the width of a TPU register
 _STRIP = 64  # columns multiplied at once inside a program; with _LANES it fits GPU registers
@@ -138,7 +139,7 @@ def solve(
 
     def logits(h_ref: Any, W_ref: Any, offset_ref: Any, strip: jax.Array) -> jax.Array:
         at = pl.ds(strip * _STRIP, _STRIP)
-        z = linear._dot(W_ref[at, :], h_ref[...], dtype)
+        z = product(W_ref[at, :], h_ref[...], (1, 1), dtype)
         return z + offset_ref[at, :]
 
     def first(h_ref, W_ref, offset_ref, scale_ref, target_ref, *out):  # type: ignore[no-untyped-def]

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxcold.sparse._linear import alike, check_alpha, check_operands, places_of, product, zeros
+
 _ROWS = 64  # rows of logits held at once by the forward pass
 _COLUMNS = 512  # smallest default column block of the backward pass
 _MAX_COLUMN_BLOCKS = 256  # bounds the per-row block flags, so memory stays O(rows + N)
@@ -45,15 +47,8 @@ class _Solution(NamedTuple):
     reached: jax.Array  # bool[rows, column blocks]: has support, or the target, in the block
 
 
-def _dot(a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """``a @ b.T`` accumulated in ``dtype``; the passes must agree, so float32 is not truncated."""
-    dimensions = (((1,), (1,)), ((), ()))
-    precision = lax.Precision.HIGHEST if a.dtype == dtype else None
-    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=dtype)
-
-
 def _logits(h: jax.Array, W: jax.Array, offset: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
-    z = _dot(h, W, dtype)
+    z = product(h, W, (1, 1), dtype)
     return z if offset is None else z + offset[None, :]
 
 
@@ -236,12 +231,6 @@ def _solve(
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], out)
 
 
-def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, like: tuple[jax.Array, ...]) -> jax.Array:
-    """Zeros that shard_map takes to differ between devices wherever one of ``like`` does."""
-    zero = functools.reduce(jnp.add, (jnp.zeros_like(a, dtype, shape=()) for a in like))
-    return jnp.broadcast_to(zero, shape)
-
-
 def _forward(h, W, offset, tau, targets, static):  # type: ignore[no-untyped-def]
     if static.method == "pallas":
         from jaxcold.sparse import _pallas  # slow to import, and few need it
@@ -299,11 +288,7 @@ def _linear_loss_backward(static, saved, cotangent):  # type: ignore[no-untyped-
     def block(b, state):  # type: ignore[no-untyped-def]
         dh, dW, doffset = state
         reached = lax.dynamic_index_in_dim(solution.reached, b, 1, keepdims=False)
-        rank = jnp.cumsum(reached, dtype=jnp.int32)
-        order = jnp.full(rows + many, rows, jnp.int32)
-        order = order.at[jnp.where(reached, rank - 1, rows + many)].set(
-            jnp.arange(rows, dtype=jnp.int32), mode="drop"
-        )
+        order, count = places_of(reached, rows + many)
         # The last block may be ragged: it is moved back, and its repeated columns are stale.
         start = jnp.minimum(b * static.columns, n - size)
         columns = start + jnp.arange(size)
@@ -322,11 +307,11 @@ def _linear_loss_backward(static, saved, cotangent):  # type: ignore[no-untyped-
                 fresh=columns >= b * static.columns,
                 order=order,
             )
-            return lax.fori_loop(0, (rank[-1] + chunk - 1) // chunk, add, state)
+            return lax.fori_loop(0, (count + chunk - 1) // chunk, add, state)
 
         # Small chunks waste little where few rows reach; large ones multiply faster.
         dh, dW_block, doffset_block = lax.cond(
-            rank[-1] > many // 2,
+            count > many // 2,
             functools.partial(in_chunks, many),
             functools.partial(in_chunks, few),
             (dh, dW_block, doffset_block),
@@ -337,8 +322,8 @@ def _linear_loss_backward(static, saved, cotangent):  # type: ignore[no-untyped-
             lax.dynamic_update_slice(doffset, doffset_block, (start,)),
         )
 
-    zeros = tuple(_zeros(s, dtype, like) for s in ((rows, d), (n, d), (n,)))
-    dh, dW, doffset = lax.fori_loop(0, solution.reached.shape[1], block, zeros)
+    start = tuple(zeros(s, dtype, like) for s in ((rows, d), (n, d), (n,)))
+    dh, dW, doffset = lax.fori_loop(0, solution.reached.shape[1], block, start)
     dtau = (cotangent * solution.entropy).sum()
     return (
         dh.astype(h.dtype),
@@ -411,7 +396,7 @@ def linear_entmax_loss(
 
     Reference: Blondel et al., Learning with Fenchel-Young Losses, JMLR 2020.
     """
-    alpha = _checked_alpha(alpha)
+    alpha = check_alpha(alpha)
     h, W, targets, tau = (jnp.asarray(a) for a in (h, W, targets, tau))
     _check(h, W, targets, tau, bias, where, block, method)
     rows, n = h.shape[0], W.shape[0]
@@ -421,10 +406,8 @@ def linear_entmax_loss(
     offset = None if bias is None else jnp.asarray(bias, dtype)
     if where is not None:
         offset = jnp.where(where, jnp.zeros(n, dtype) if offset is None else offset, -jnp.inf)
-    # Under shard_map all operands must vary over the same axes inside the loops; the transpose of
-    # this addition of zero sums the gradient of a replicated operand over the devices.
     arrays = (h, W, targets, tau) if offset is None else (h, W, targets, tau, offset)
-    h, W, targets, tau, *rest = (a + _zeros((), a.dtype, arrays) for a in arrays)
+    h, W, targets, tau, *rest = alike(arrays)
     row_block, columns = block or (_ROWS, max(_COLUMNS, -(-n // _MAX_COLUMN_BLOCKS)))
     static = _Static(alpha, min(row_block, rows), -(-columns // _GROUP) * _GROUP, method)
     return _compiled_loss(h, W, rest[0] if rest else None, tau, targets, static)
@@ -451,24 +434,8 @@ def linear_softmax_loss(
     )
 
 
-def _checked_alpha(alpha: float) -> float:
-    if isinstance(alpha, jax.core.Tracer) or not 1.0 <= float(alpha) <= 2.0:
-        raise ValueError(
-            f"alpha must be a Python number in [1, 2], got {alpha}; for other or traced alphas "
-            "use fenchel_young_loss on the logits"
-        )
-    return float(alpha)
-
-
 def _check(h, W, targets, tau, bias, where, block, method) -> None:  # type: ignore[no-untyped-def]
-    if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1] or 0 in h.shape + W.shape:
-        raise ValueError(f"expected h [rows, d] and W [N, d], not empty: got {h.shape}, {W.shape}")
-    if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in (h, W)):
-        raise ValueError(f"expected floating h and W, got {h.dtype} and {W.dtype}")
-    if targets.shape != h.shape[:1] or not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(
-            f"expected {h.shape[0]} integer targets, got {targets.dtype}{list(targets.shape)}"
-        )
+    check_operands(h, W, targets)
     for name, array in (("bias", bias), ("where", where)):
         if array is not None and jnp.shape(array) != W.shape[:1]:
             raise ValueError(f"{name} must be [{W.shape[0]}], got {list(jnp.shape(array))}")

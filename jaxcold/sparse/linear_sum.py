@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxcold.sparse._linear import alike, check_alpha, check_operands, places_of, product, zeros
 from jaxcold.sparse._threshold import How
-from jaxcold.sparse.linear import _checked_alpha, _zeros
 from jaxcold.sparse.losses import _Form, _loss_and_p
 
-_TILE = 1 << 20  # logits held at once: 4 MB of float32
-_MIN_ROWS = 32  # fewer rows than this multiply slowly
+_TILE = 1 << 26  # logits held at once, unless so few rows would multiply slowly
+_ROWS = 256  # rows of a tile: each tile adds to the whole gradient in W once
+_LAST_ROWS = 64  # rows of the tiles for what is left over: what the very last may waste
 
 
 class _Static(NamedTuple):
@@ -27,14 +28,26 @@ class _Static(NamedTuple):
 
     alpha: float
     tau: float
-    rows: int
+    rows: tuple[int, ...]  # of a tile; the last size is also for what is left over
 
 
-def _product(a: jax.Array, b: jax.Array, axes: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
-    """Sum over one axis of each, accumulated in ``dtype``; float32 is not truncated."""
-    precision = lax.Precision.HIGHEST if a.dtype == b.dtype == dtype else None
-    dimensions = (((axes[0],), (axes[1],)), ((), ()))
-    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=dtype)
+def tile_rows(rows: int, n: int) -> tuple[int, ...]:
+    """Rows of logits that `linear_entmax_sum` holds at once.
+
+    Args:
+        rows: of h.
+        n: items.
+
+    Returns:
+        The sizes of tiles, falling: as many of each as are full, and of the last size one more for
+        what is left over.
+    """
+    size = min(max(_TILE // n // _LAST_ROWS * _LAST_ROWS, _LAST_ROWS), _ROWS)
+    return _sizes(min(size, rows))
+
+
+def _sizes(rows: int) -> tuple[int, ...]:
+    return (rows, _LAST_ROWS) if rows > _LAST_ROWS else (rows,)
 
 
 def _probabilities(
@@ -58,25 +71,20 @@ def _pass(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The sum and, if asked for, its gradient in h and in W; all in the accumulator's dtype."""
     rows, d = h.shape
-    n, size = W.shape[0], static.rows
+    n = W.shape[0]
     dtype = jnp.promote_types(h.dtype, jnp.float32)
     valid = (targets >= 0) & (targets < n)
-    # Rows that count come first, so that whole tiles of others are never reached.
-    rank = jnp.cumsum(valid, dtype=jnp.int32)
-    count = rank[-1]
-    places = -(-rows // size) * size
-    order = jnp.full(places, rows, jnp.int32)
-    order = order.at[jnp.where(valid, rank - 1, places)].set(
-        jnp.arange(rows, dtype=jnp.int32), mode="drop"
-    )
+    order, count = places_of(valid, rows + static.rows[0])
 
-    def tile(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        total, dh, dW = state
-        at = lax.dynamic_slice(order, (i * size,), (size,))
+    def tile(
+        i: jax.Array, state: tuple[jax.Array, ...], size: int, first: jax.Array | int
+    ) -> tuple[jax.Array, ...]:
+        total, dh, dW = state  # dW is transposed: what is turned in a product is the narrow operand
+        at = lax.dynamic_slice(order, (first + i * size,), (size,))
         used = at < rows
         part = h.at[at].get(mode="fill", fill_value=0)
         target = jnp.where(used, targets.at[at].get(mode="clip"), 0)
-        losses, p, mass = _probabilities(_product(part, W, (1, 1), dtype), target, static)
+        losses, p, mass = _probabilities(product(part, W, (1, 1), dtype), target, static)
         total += jnp.sum(jnp.where(used, losses, 0))
         if not gradient:
             return total, dh, dW
@@ -84,16 +92,20 @@ def _pass(
         # its part in dW is one scatter for all tiles, after them.
         share = jnp.where(used, 1 / mass, 0)[:, None]
         narrow = p.astype(W.dtype)
-        step = _product(narrow, W, (1, 0), dtype) * share - W[target]
+        step = product(narrow, W, (1, 0), dtype) * share - W[target]
         dh = dh.at[at].set(step.astype(dtype), mode="drop")
-        return total, dh, dW + _product(narrow, (part * share).astype(W.dtype), (0, 0), dtype)
+        return total, dh, dW + product((part * share).astype(W.dtype), narrow, (0, 0), dtype)
 
-    empty = (rows, d), (n, d)
-    like = (h, W, targets)
-    start = [_zeros(shape if gradient else (0, d), dtype, like) for shape in empty]
-    total, dh, dW = lax.fori_loop(
-        0, (count + size - 1) // size, tile, (_zeros((), dtype, like), *start)
-    )
+    shapes = ((), (rows, d), (d, n)) if gradient else ((), (0, d), (d, 0))
+    state = tuple(zeros(shape, dtype, (h, W, targets)) for shape in shapes)
+    first: jax.Array | int = 0
+    for size in static.rows:
+        spare = size - 1 if size == static.rows[-1] else 0
+        tiles = (count - first + spare) // size
+        state = lax.fori_loop(0, tiles, functools.partial(tile, size=size, first=first), state)
+        first = first + tiles * size
+    total, dh, dW = state
+    dW = dW.T
     if gradient:
         dW = dW.at[jnp.where(valid, targets, n)].add(-h.astype(dtype), mode="drop")
     return total, dh, dW
@@ -143,7 +155,7 @@ def linear_entmax_sum(
             as -1 in padding, is ignored.
         alpha: a Python number in [1, 2]: 1 softmax, 1.5 entmax15, 2 sparsemax.
         tau: temperature, a Python number above 0.
-        rows: rows of logits held at once; unset, about a million logits and at least 32 rows.
+        rows: rows of logits held at once; unset, see `tile_rows`.
 
     Returns:
         f[] the sum, float32 or float64. Divide by the number of targets for a mean.
@@ -157,23 +169,16 @@ def linear_entmax_sum(
         >>> print(linear_entmax_sum(h, W, jnp.array([2, -1]), alpha=2.0))
         3.0
     """
-    alpha = _checked_alpha(alpha)
+    alpha = check_alpha(alpha)
     h, W, targets = (jnp.asarray(a) for a in (h, W, targets))
-    if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1] or 0 in h.shape + W.shape:
-        raise ValueError(f"expected h [rows, d] and W [N, d], not empty: got {h.shape}, {W.shape}")
-    if h.dtype != W.dtype or not jnp.issubdtype(h.dtype, jnp.floating):
-        raise ValueError(f"expected h and W of one floating dtype, got {h.dtype} and {W.dtype}")
-    if targets.shape != h.shape[:1] or not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(
-            f"expected {h.shape[0]} integer targets, got {targets.dtype}{list(targets.shape)}"
-        )
+    check_operands(h, W, targets)
+    if h.dtype != W.dtype:
+        raise ValueError(f"expected h and W of one dtype, got {h.dtype} and {W.dtype}")
     if not tau > 0:
         raise ValueError(f"tau must be a number above 0, got {tau}")
     if rows is not None and rows < 1:
         raise ValueError(f"rows must be positive, got {rows}")
-    size = max(_TILE // W.shape[0], _MIN_ROWS) if rows is None else rows
-    # Under shard_map all operands must vary over the same axes inside the loop; the transpose of
-    # this addition of zero sums the gradient of a replicated operand over the devices.
-    arrays = (h, W, targets)
-    h, W, targets = (a + _zeros((), a.dtype, arrays) for a in arrays)
-    return _compiled(h, W, targets, _Static(alpha, float(tau), min(size, h.shape[0])))
+    count, n = h.shape[0], W.shape[0]
+    sizes = tile_rows(count, n) if rows is None else _sizes(min(rows, count))
+    h, W, targets = alike((h, W, targets))
+    return _compiled(h, W, targets, _Static(alpha, float(tau), sizes))
