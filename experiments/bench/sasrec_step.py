@@ -374,13 +374,6 @@ def torch_gap(dataset: SequenceDataset, sizes: Sizes, rows: Csr) -> float:
     return max(abs(theirs / ours - 1) for ours, theirs in pairs)
 
 
-def multiplied(sizes: Sizes, real: int, tokens: int) -> int:
-    """Rows of logits that the summed loss computes for so many targets."""
-    *large, last = tile_rows(tokens, sizes.items)
-    whole = sum(real // size * size for size in large)
-    return whole + -(-(real - whole) // last) * last
-
-
 def flops(sizes: Sizes, rows: float, tokens: float, squares: float) -> dict[str, float]:
     """FLOPs of a step by part, for rows of logits, tokens, and squares that attention looks at."""
     d = sizes.dim
@@ -405,10 +398,11 @@ def counted(
     for windows_, tokens in zip(batches, ours, strict=True):
         lengths = windows_.counts - 1
         real, size = int(lengths.sum()), len(tokens.item)
+        tile = tile_rows(size, sizes.items)
         squares = sum(r.shape[0] * r.shape[1] ** 2 for r in tokens.rectangles)
         n, longest = len(lengths), int(lengths.max())
         kinds["needed"].append(flops(sizes, real, real, float((lengths**2).sum())))
-        kinds["ours"].append(flops(sizes, multiplied(sizes, real, size), size, squares))
+        kinds["ours"].append(flops(sizes, -(-real // tile) * tile, size, squares))
         kinds["dense"].append(flops(sizes, n * longest, n * longest, n * longest**2))
     means = {
         kind: {part: float(np.mean([one[part] for one in each])) for part in PARTS}
@@ -419,7 +413,7 @@ def counted(
 
 def matmuls(sizes: Sizes, tokens: int) -> dict[str, Callable[[], Any]]:
     """The three products of a tile of the loss, compiled."""
-    rows = tile_rows(tokens, sizes.items)[0]
+    rows = tile_rows(tokens, sizes.items)
     keys = jax.random.split(jax.random.key(SEED), 3)
     h, W, p = (
         jax.random.normal(key, shape)
@@ -490,7 +484,7 @@ def measure(sizes: Sizes, alpha: float, repeats: int) -> Measured:
         over_ours["torch"] = seconds["torch"] / found_beside["ours"]
         gap = torch_gap(dataset, sizes, cut(runs[0])[0])
     needed, executed = counted(sizes, whole, ours)
-    product = 2 * tile_rows(len(ours[0].item), sizes.items)[0] * sizes.items * sizes.dim
+    product = 2 * tile_rows(len(ours[0].item), sizes.items) * sizes.items * sizes.dim
     return Measured(
         sizes=sizes,
         seconds=seconds,

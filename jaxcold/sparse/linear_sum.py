@@ -18,9 +18,9 @@ from jaxcold.sparse._linear import alike, check_alpha, check_operands, places_of
 from jaxcold.sparse._threshold import How
 from jaxcold.sparse.losses import _Form, _loss_and_p
 
-_TILE = 1 << 26  # logits held at once, unless so few rows would multiply slowly
-_ROWS = 256  # rows of a tile: each tile adds to the whole gradient in W once
-_LAST_ROWS = 64  # rows of the tiles for what is left over: what the very last may waste
+_FEW, _MANY = 64, 256  # rows of a tile; products like multiples of 64
+_CACHED = 1 << 20  # logits that stay near the processor from one product to the next
+_HELD = 1 << 26  # logits that memory always has room for
 
 
 class _Static(NamedTuple):
@@ -28,26 +28,21 @@ class _Static(NamedTuple):
 
     alpha: float
     tau: float
-    rows: tuple[int, ...]  # of a tile; the last size is also for what is left over
+    rows: int  # of a tile
 
 
-def tile_rows(rows: int, n: int) -> tuple[int, ...]:
-    """Rows of logits that `linear_entmax_sum` holds at once.
+def tile_rows(rows: int, n: int) -> int:
+    """Rows of logits that `linear_entmax_sum` holds at once, unless it is told.
+
+    Few while they stay in the cache, so that little is wasted on the last tile. Where they do not,
+    many share the way of the gradient in W through memory.
 
     Args:
         rows: of h.
         n: items.
-
-    Returns:
-        The sizes of tiles, falling: as many of each as are full, and of the last size one more for
-        what is left over.
     """
-    size = min(max(_TILE // n // _LAST_ROWS * _LAST_ROWS, _LAST_ROWS), _ROWS)
-    return _sizes(min(size, rows))
-
-
-def _sizes(rows: int) -> tuple[int, ...]:
-    return (rows, _LAST_ROWS) if rows > _LAST_ROWS else (rows,)
+    size = _FEW if _FEW * n <= _CACHED else min(max(_HELD // n // _FEW * _FEW, _FEW), _MANY)
+    return min(size, rows)
 
 
 def _probabilities(
@@ -71,16 +66,14 @@ def _pass(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The sum and, if asked for, its gradient in h and in W; all in the accumulator's dtype."""
     rows, d = h.shape
-    n = W.shape[0]
+    n, size = W.shape[0], static.rows
     dtype = jnp.promote_types(h.dtype, jnp.float32)
     valid = (targets >= 0) & (targets < n)
-    order, count = places_of(valid, rows + static.rows[0])
+    order, count = places_of(valid, rows + size)
 
-    def tile(
-        i: jax.Array, state: tuple[jax.Array, ...], size: int, first: jax.Array | int
-    ) -> tuple[jax.Array, ...]:
+    def tile(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         total, dh, dW = state  # dW is transposed: what is turned in a product is the narrow operand
-        at = lax.dynamic_slice(order, (first + i * size,), (size,))
+        at = lax.dynamic_slice(order, (i * size,), (size,))
         used = at < rows
         part = h.at[at].get(mode="fill", fill_value=0)
         target = jnp.where(used, targets.at[at].get(mode="clip"), 0)
@@ -97,14 +90,8 @@ def _pass(
         return total, dh, dW + product((part * share).astype(W.dtype), narrow, (0, 0), dtype)
 
     shapes = ((), (rows, d), (d, n)) if gradient else ((), (0, d), (d, 0))
-    state = tuple(zeros(shape, dtype, (h, W, targets)) for shape in shapes)
-    first: jax.Array | int = 0
-    for size in static.rows:
-        spare = size - 1 if size == static.rows[-1] else 0
-        tiles = (count - first + spare) // size
-        state = lax.fori_loop(0, tiles, functools.partial(tile, size=size, first=first), state)
-        first = first + tiles * size
-    total, dh, dW = state
+    start = tuple(zeros(shape, dtype, (h, W, targets)) for shape in shapes)
+    total, dh, dW = lax.fori_loop(0, (count + size - 1) // size, tile, start)
     dW = dW.T
     if gradient:
         dW = dW.at[jnp.where(valid, targets, n)].add(-h.astype(dtype), mode="drop")
@@ -179,6 +166,6 @@ def linear_entmax_sum(
     if rows is not None and rows < 1:
         raise ValueError(f"rows must be positive, got {rows}")
     count, n = h.shape[0], W.shape[0]
-    sizes = tile_rows(count, n) if rows is None else _sizes(min(rows, count))
+    size = tile_rows(count, n) if rows is None else min(rows, count)
     h, W, targets = alike((h, W, targets))
-    return _compiled(h, W, targets, _Static(alpha, float(tau), sizes))
+    return _compiled(h, W, targets, _Static(alpha, float(tau), size))
