@@ -184,6 +184,10 @@ def _common(about: str, dataset: str) -> config_dict.ConfigDict:
     c = config_dict.ConfigDict()
     c.about = about
     c.seeds = (0, 1, 2, 3, 4)  # one training run each; results are their mean and deviation
+    # auto | jit | pmap | shard_map: the step on one device (jit), or on all; auto: by their number,
+    # those that a CPU simulates not counted.
+    c.parallel = "auto"
+    c.shard_items = False  # split tables with a row per item over the devices, along items
 
     c.data = config_dict.ConfigDict()
     c.data.name = dataset
@@ -280,6 +284,8 @@ def _check(c: config_dict.ConfigDict) -> None:
     whole = all(type(seed) is int and seed >= 0 for seed in c.seeds)
     need(whole and len(c.seeds) > 0, "seeds", "one or more whole numbers from 0", c.seeds)
     need(len(set(c.seeds)) == len(c.seeds), "seeds", "each seed once", c.seeds)
+    forms = ("auto", "jit", "pmap", "shard_map")
+    need(c.parallel in forms, "parallel", f"one of {', '.join(forms)}", c.parallel)
     cutoffs = c.eval.cutoffs
     good = len(cutoffs) > 0 and all(type(k) is int and k > 0 for k in cutoffs)
     need(good, "eval.cutoffs", "one or more whole numbers from 1", cutoffs)

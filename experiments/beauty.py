@@ -25,7 +25,7 @@ from ml_collections import config_dict
 
 from experiments import base
 
-# For semco: sparsemax has the best of 2, 5, 10, 20 and 40 on cold validation items; entmax15 has the
+# For semco: sparsemax has the best of 2, 5, 10, 20 and 40 on cold validation items; entmax15 the
 # value of citeulike-a.
 TUNED = {"fenchel_young": {"entmax15": (1.25, 1e-4), "sparsemax": (20.0, 1e-4)}}
 

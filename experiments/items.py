@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from experiments.base import ConfigError
 from experiments.task import Task
-from jaxcold import models
+from jaxcold import models, parallel
 from jaxcold.data.dataset import Dataset
 from jaxcold.data.loading import load
 from jaxcold.data.splits import write_split
@@ -53,8 +53,13 @@ def _build(config: config_dict.ConfigDict, dataset: Dataset) -> tuple[Model, Any
         options["stream"] = config.data.mmap and options["encode"] == "active"
     if folder := options.pop("teacher", None):
         options["teachers"] = _teachers(folder, config, dataset)
+    devices = parallel.choose(config.parallel, shard_items=config.shard_items)
     model = models.build(
-        options.pop("name"), dataset, batch_size=config.train.batch_size, **options
+        options.pop("name"),
+        dataset,
+        batch_size=config.train.batch_size,
+        devices=devices,
+        **options,
     )
     return model, _optimizer(config, model)
 

@@ -19,6 +19,7 @@ from experiments import rundir
 from experiments import task as tasks
 from experiments.base import ConfigError, StoppedError
 from experiments.task import Task
+from jaxcold import parallel
 from jaxcold.eval import report
 from jaxcold.eval.figure import figure
 from jaxcold.eval.metrics import Metrics, evaluate
@@ -26,7 +27,7 @@ from jaxcold.eval.rank import random_top_k, top_k
 from jaxcold.files import write_atomic
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.loop import DivergedError, fit
-from jaxcold.train.step import Step, TrainState, init_state, make_step
+from jaxcold.train.step import Step, TrainState, init_state, make_step, place
 from jaxcold.types import EvalSlice, Model, Representations
 
 BySlice = Mapping[str, Metrics]
@@ -185,7 +186,8 @@ def headline(config: config_dict.ConfigDict) -> str:
 def evaluate_on(run: Run, vectors: Representations, where: str) -> Metrics:
     """Metrics of one slice at the config's cut-offs."""
     piece, cutoffs = run.slices[where], run.config.eval.cutoffs
-    return evaluate(top_k(vectors, piece, max(cutoffs)), piece, cutoffs)
+    devices = run.model.devices or parallel.ONE
+    return evaluate(top_k(vectors, piece, max(cutoffs), devices=devices), piece, cutoffs)
 
 
 def train(
@@ -322,6 +324,7 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
             contextlib.closing(Checkpoints(folder, keep=config.checkpoint.keep))
         )
         state, note = checkpoints.restore(state, say=say) or (state, {})
+        state = place(model, state)
         if note.get("config", rundir.hash_of(config)) != rundir.hash_of(config):
             raise ConfigError(
                 f"{folder} is of a run with another config; delete it to start this seed again"
@@ -437,7 +440,7 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
             if patience is not None:
                 found = checkpoints.restore(state, step=at)
                 assert found is not None  # a step that is asked for is found, or an error
-                state, _ = found
+                state = place(model, found[0])
                 say(f"seed {seed}: best epoch {best['epoch']} of {last}")
         metrics = _evaluate_all(run, lambda part: model.represent(state.params, state.extra, part))
         say(record(last, metrics))

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from experiments.base import ConfigError
 from experiments.task import Task
-from jaxcold import models
+from jaxcold import models, parallel
 from jaxcold.data import questions
 from jaxcold.data.sequence_loading import load_sequences
 from jaxcold.data.sequence_splits import write_sequence_split
@@ -103,9 +103,12 @@ def _build(config: config_dict.ConfigDict, dataset: SequenceDataset) -> tuple[Mo
     name = options.pop("name")
     if name == "content_knn":
         return models.build(name, dataset, **options), optax.identity()
-    model = models.build(name, dataset, batch_size=config.train.batch_size, **options)
+    devices = parallel.choose(config.parallel, shard_items=config.shard_items)
+    model = models.build(
+        name, dataset, batch_size=config.train.batch_size, devices=devices, **options
+    )
     bound = options["max_delta_norm"] if options["item_table"] == "delta" else None
-    return model, optimizer_of(config.train.learning_rate, bound)
+    return model, optimizer_of(config.train.learning_rate, bound, padding=options["reference"])
 
 
 def _same_split(path: pathlib.Path, dataset: SequenceDataset) -> bool:

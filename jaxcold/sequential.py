@@ -182,27 +182,27 @@ class SASRec:
             DataError: if the data set lacks the content that the model was trained on.
             ValueError: for ``reference=True``, where lists depend on who else is asked.
         """
-        defaults = inspect.signature(sasrec.build).parameters.values()
-        options = estimator.plain(
-            {p.name: p.default for p in defaults if p.default is not p.empty} | {**options}
-        )
+        known = inspect.signature(sasrec.build).parameters.values()
+        defaults = [p for p in known if p.default is not p.empty and p.name != "devices"]
+        options = estimator.plain({p.name: p.default for p in defaults} | {**options})
         _refuse_reference(options)
         arrays = sasrec.encoder_arrays(params)
         rows, delta = arrays.pop("items", None), arrays.pop("delta", None)
         warm = np.arange(dataset.num_items) < dataset.num_warm
+        own = slice(1, dataset.num_warm + 1)  # of a table's rows
         ids = distinct(dataset.item_ids, "item")
         fitted, width = None, None
         if options["item_table"] == "random":
             assert rows is not None
-            ids, warm, item = ids[warm], warm[warm], rows[1:]
+            ids, warm, item = ids[warm], warm[warm], rows[own]
         else:
             item, fitted = sasrec.contents(dataset, options["dim"], options["reduce"])
             assert dataset.content is not None
             width = dataset.content.shape[1]
             if rows is not None:
-                item[warm] = rows[1:]
+                item[warm] = rows[own]
             elif delta is not None:
-                item[warm] += delta[1:]
+                item[warm] += delta[own]
         return cls(ids, item, warm, width, fitted, options, arrays)
 
     @property

@@ -84,6 +84,17 @@ class TopK(NamedTuple):
     scores: np.ndarray  # f32[n, K]; -inf there
 
 
+class Split(NamedTuple):
+    """Names of the arrays that are split over devices along their first axis.
+
+    All others are on every device. A name is that of a field or key on the way to the array.
+    """
+
+    state: tuple[str, ...] = ()  # in parameters, their optimizer state, and `extra`
+    fixed: tuple[str, ...] = ()
+    batch: tuple[str, ...] = ()
+
+
 class Model(NamedTuple):
     """What a model file's ``build`` returns: pure functions and the arrays they share.
 
@@ -93,7 +104,9 @@ class Model(NamedTuple):
 
     fixed: Any  # arrays that no step changes, on the device
     init: Callable[[int], tuple[Any, Any]]  # seed -> (params, extra)
-    loss: Callable  # (params, extra, fixed, batch, key) -> sum, (weight, extra, logs)
+    # (params, extra, fixed, batch, key) -> sum, (weight, extra, logs); with axis=NAME, that of a
+    # device: its own parts, of which all but `extra` add up
+    loss: Callable
     # (params, extra, part) -> embeddings of the users of a part, "val" or "test", and of all items
     represent: Callable[..., Representations]
     batches: Callable[[np.random.Generator], Iterator[Any]]  # one epoch, constant shapes
@@ -101,3 +114,5 @@ class Model(NamedTuple):
     examples_per_epoch: int  # of the training loss
     # (as for `batches`, number of a batch in the epoch) -> external ids of its examples, by name
     examples: Callable[[np.random.Generator, int], Mapping[str, np.ndarray]] = lambda rng, at: {}
+    devices: Any = None  # jaxcold.parallel.Devices on which the arrays are; None: one
+    split: Split = Split()

@@ -367,7 +367,7 @@ def test_leave_one_out_takes_the_positive_out_of_its_own_row(golden):
     batch = batch_of(g, g["batch_user"], g["batch_item"])
     user, positive = batch.epoch.user[0], batch.epoch.item[0]
     histories = semco.gather_histories(model.fixed, user, jnp.ones(16), batch.epoch.slots)
-    got = np.asarray(semco.user_vectors(rows, histories, positive))
+    got = np.asarray(semco.user_vectors(rows, histories, rows[positive]))
     indptr, indices = np.asarray(model.fixed.indptr), np.asarray(model.fixed.indices)
     for j, (u, i) in enumerate(zip(user, positive, strict=True)):
         left = [k for k in indices[indptr[u] : indptr[u + 1]] if k != i]

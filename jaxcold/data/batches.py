@@ -37,10 +37,15 @@ def round_up(size: int) -> int:
     return max(8 * int(np.ceil(2 ** (exponent / 4) / 8)), size)
 
 
-def history_entries(pairs: Pairs, histories: Csr) -> int:
-    """The most history entries that the distinct users of any batch have together."""
-    counts = histories.counts
-    return max(int(counts[np.unique(user)].sum()) for user in pairs.user)
+def history_entries(pairs: Pairs, counts: np.ndarray) -> int:
+    """The most history entries that the distinct users of any batch have together.
+
+    Args:
+        pairs: the batches.
+        counts: [users], or [parts, users] where each part of the items is counted alone, and the
+            fullest decides.
+    """
+    return max(int(counts[..., np.unique(user)].sum(-1).max()) for user in pairs.user)
 
 
 def touched_items(pairs: Pairs, histories: Csr, num_items: int) -> Iterator[np.ndarray]:
@@ -50,6 +55,19 @@ def touched_items(pairs: Pairs, histories: Csr, num_items: int) -> Iterator[np.n
         touched[item] = True
         touched[histories.take(user).indices] = True
         yield np.flatnonzero(touched)
+
+
+def by_part(histories: Csr, items: int, parts: int) -> Csr:
+    """Histories taken apart by item: row ``part * users + user`` holds the part's own ids.
+
+    Args:
+        histories: of the users.
+        items: of each part: part p owns those from ``p * items`` on.
+        parts: their number.
+    """
+    user = np.repeat(np.arange(histories.rows), histories.counts)
+    owner, own = np.divmod(histories.indices, items)
+    return Csr.from_pairs(owner * histories.rows + user, own, parts * histories.rows)
 
 
 def prefetch(source: Iterable[T], depth: int = 2) -> Iterator[T]:

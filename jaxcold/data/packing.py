@@ -122,6 +122,61 @@ def rectangle(
     )
 
 
+def packed(inputs: Csr, targets: np.ndarray, room: Room, parts: int = 1) -> Tokens:
+    """Sequences in equal shares, each packed by itself, one share after another in every array.
+
+    Args:
+        inputs: see `pack`.
+        targets: see `pack`.
+        room: of each share, see `pack`.
+        parts: number of shares; their shapes are alike, and places count within a share.
+    """
+    shares = [
+        (inputs.take(rows), targets[inputs.indptr[rows[0]] : inputs.indptr[rows[-1] + 1]])
+        if len(rows)
+        else (inputs.take(rows), targets[:0])
+        for rows in np.array_split(np.arange(inputs.rows), parts)
+    ]
+    found = [pack(*share, room) for share in shares]
+    shapes = [(len(t.item), tuple(map(len, t.rectangles))) for t in found]
+    if len(set(shapes)) > 1:  # the fullest share decides
+        rows = tuple(map(max, zip(*(rows for _, rows in shapes), strict=True)))
+        wider = room._replace(tokens=max(tokens for tokens, _ in shapes), rows=rows)
+        found = [pack(*share, wider) for share in shares]
+    return _joined(found)
+
+
+def rectangles(inputs: Csr, targets: np.ndarray, parts: int = 1) -> Tokens:
+    """As `packed`, each share one rectangle as long as the longest sequence, padded on the left.
+
+    Args:
+        inputs: see `pack`.
+        targets: see `pack`.
+        parts: see `packed`.
+    """
+    rows, longest = -(-inputs.rows // parts), int(inputs.counts.max())
+    found = []
+    for part in range(parts):
+        first, last = (min(edge * rows, inputs.rows) for edge in (part, part + 1))
+        own = targets[inputs.indptr[first] : inputs.indptr[last]]
+        found.append(rectangle(inputs.take(np.arange(first, last)), own, rows, longest, left=True))
+    return _joined(found)
+
+
+def _joined(parts: list[Tokens]) -> Tokens:
+    if len(parts) == 1:
+        return parts[0]
+    item, position, target, shapes, slot = zip(*parts, strict=True)
+    join = np.concatenate
+    return Tokens(
+        join(item),
+        join(position),
+        join(target),
+        tuple(map(join, zip(*shapes, strict=True))),
+        join(slot),
+    )
+
+
 def next_items(rows: Csr) -> tuple[Csr, np.ndarray]:
     """Windows as inputs, all items but the last of each, and the item after each of them."""
     first, last = rows.indptr[:-1], rows.indptr[1:] - 1

@@ -5,12 +5,14 @@ ascending item id on every backend. Scores that differ only by rounding are not 
 whose matrix products round differently may order such a pair differently.
 """
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcold import parallel
 from jaxcold.types import Csr, EvalSlice, Representations, TopK
 
 # A block of float32 scores of about 4 MB stays in a core's cache between the passes over it. With
@@ -27,6 +29,7 @@ def top_k(
     *,
     block_users: int | None = None,
     method: Literal["auto", "host", "device"] = "auto",
+    devices: parallel.Devices = parallel.ONE,
 ) -> TopK:
     """Ranks the candidates of a slice for each of its users by dot product.
 
@@ -38,6 +41,8 @@ def top_k(
         method: where the best k of the scores are selected: "device" is ``lax.top_k``, "host"
             NumPy. "auto" takes the host where JAX has only the CPU: there ``lax.top_k`` takes
             several times as long as the matrix product.
+        devices: of several each holds its part of the candidates and finds the best of them, and
+            the best of these are taken; the lists are the same.
 
     Returns:
         n lists of k items, padded with -1 and -inf where fewer than k candidates remain.
@@ -52,13 +57,15 @@ def top_k(
     _check_finite(user, eval_slice.users, "user")
     _check_finite(item, eval_slice.candidates, "item")
     _check_overflow(user, item)
-    if method == "auto":
+    if devices.mesh is not None:
+        method = "device"
+    elif method == "auto":
         method = "host" if jax.default_backend() == "cpu" else "device"
     if block_users is None:
         budget = _HOST_BLOCK if method == "host" else _DEVICE_BLOCK
         block_users = max(budget // max(len(item), 1), _MIN_USERS)
     hidden = _columns(eval_slice.exclude, eval_slice.candidates)
-    columns, scores = _blocks(user, item, hidden, min(k, len(item)), block_users, method)
+    columns, scores = _blocks(user, item, hidden, min(k, len(item)), block_users, method, devices)
     return _pad(eval_slice, columns, scores, k)
 
 
@@ -163,7 +170,13 @@ def _exactly_k(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _blocks(
-    user: np.ndarray, item: np.ndarray, hidden: Csr, k: int, block: int, method: str
+    user: np.ndarray,
+    item: np.ndarray,
+    hidden: Csr,
+    k: int,
+    block: int,
+    method: str,
+    devices: parallel.Devices,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best columns and scores of all users. All blocks are padded to one shape, one program."""
     n = len(user)
@@ -174,7 +187,8 @@ def _blocks(
     block = min(block, n)
     parts = [slice(start, min(start + block, n)) for start in range(0, n, block)]
     longest = max(int(hidden.indptr[rows.stop] - hidden.indptr[rows.start]) for rows in parts)
-    placed = jax.device_put(item)
+    spare = -len(item) % devices.n
+    placed = devices.put(np.pad(item, ((0, spare), (0, 0))) if spare else item, split=True)
     pending: list[tuple] = []
 
     def settle() -> None:
@@ -196,8 +210,11 @@ def _blocks(
         where = np.full((2, longest), block, np.int32)
         where[0, : len(part.indices)] = part.row_of_entry
         where[1, : len(part.indices)] = part.indices
-        scores = _score(vectors, placed, where)
-        pending.append((rows, _select(scores, k) if method == "device" else scores))
+        if devices.mesh is not None:
+            pending.append((rows, _best(devices, k, len(item), vectors, placed, where)))
+        else:
+            scores = _score(vectors, placed, where)
+            pending.append((rows, _select(scores, k) if method == "device" else scores))
         if len(pending) > 1:  # the next block is scored while this one is selected from
             settle()
     settle()
@@ -211,6 +228,32 @@ def _score(user: jax.Array, item: jax.Array, hidden: jax.Array) -> jax.Array:
     scores = jnp.matmul(user, item.T, precision=jax.lax.Precision.HIGHEST)
     scores = jnp.where(scores == 0, 0.0, scores)  # -0 and +0 are a tie, not an order
     return scores.at[hidden[0], hidden[1]].set(-jnp.inf, mode="drop")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _best(
+    devices: parallel.Devices,
+    k: int,
+    count: int,
+    user: jax.Array,
+    item: jax.Array,
+    hidden: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """As `_score` and `_select`, of `count` candidates that are split over devices."""
+    axis = devices.axis
+
+    def body(user: jax.Array, item: jax.Array, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        own = len(item)
+        column = parallel.index(axis) * own + jnp.arange(own)
+        scores = _score(user, item, hidden.at[1].set(parallel.here(hidden[1], own, axis)))
+        scores = jnp.where((column < count)[None, :], scores, -jnp.inf)
+        best, at = jax.lax.top_k(scores, min(k, own))
+        # Parts follow one another as columns do, and ties go to the first: to the lowest column.
+        every, columns = (parallel.gather(x.T, axis).T for x in (best, column[at]))
+        best, at = jax.lax.top_k(every, k)
+        return best, jnp.take_along_axis(columns, at, 1)
+
+    return parallel.run(devices, body, (user, item, hidden), (False, True, False), False)
 
 
 # Equal scores go to the lower column, as the documentation of lax.top_k promises.

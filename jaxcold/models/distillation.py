@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxcold import parallel
 from jaxcold.data.dataset import Dataset
 from jaxcold.models import encoders, semco
 from jaxcold.models.layers import unit_rows
@@ -39,6 +40,10 @@ MEASURED = (
     "target_in_support/teacher",
     "ema_drift",
 )
+
+
+# The rows of `Extra`, where every device has those of its items and no others.
+ROWS = ("outputs", "average")
 
 
 class Extra(NamedTuple):
@@ -122,16 +127,27 @@ def sub_batch(
     return kept.astype(jnp.int32), order >= 0
 
 
-def _similarities(rows: Array, kept: Array, omega: Array | float) -> Array:
-    """[n, n] cosines over omega, -1 on the diagonal; columns that are not kept are absent."""
-    logits = semco.logits(rows / omega, rows, jnp.where(kept, 0.0, semco.ABSENT))
-    n = rows.shape[0]
-    diagonal = jnp.arange(n)[:, None] == jnp.arange(n)[None, :]
+def _similarities(rows: Array, kept: Array, omega: Array | float, axis: str | None = None) -> Array:
+    """[n, n] cosines over omega, -1 on the diagonal; columns that are not kept are absent.
+
+    Of many devices each has its share of the rows and computes that of the result.
+    """
+    kept = parallel.padded(kept, axis)
+    every = parallel.gather(rows, axis)
+    logits = semco.logits(rows / omega, every, jnp.where(kept, 0.0, semco.ABSENT))
+    place = jnp.arange(every.shape[0])
+    diagonal = parallel.share(place, axis)[:, None] == place[None, :]
     return jnp.where(diagonal & kept[None, :], -1 / omega, logits)
 
 
 def similarity_loss(
-    student: Array, teacher: Array, kept: Array, *, alpha: float, omega: Array | float
+    student: Array,
+    teacher: Array,
+    kept: Array,
+    *,
+    alpha: float,
+    omega: Array | float,
+    axis: str | None = None,
 ) -> tuple[Array, Array]:
     """Distillation of item similarities (paper, equation 8).
 
@@ -146,14 +162,16 @@ def similarity_loss(
         kept: bool[n]; the other places hold nothing.
         alpha: of the entmax.
         omega: temperature; it enters once.
+        axis: of the devices. Each has its share of the rows, `jaxcold.parallel.share`, and of the
+            results; their losses add up to the mean.
 
     Returns:
         The mean over the kept rows, and the teacher's probabilities [n, n].
     """
-    target = entmax(_similarities(jax.lax.stop_gradient(teacher), kept, omega), alpha)
-    losses = fenchel_young_loss(_similarities(student, kept, omega), target, alpha)
+    target = entmax(_similarities(jax.lax.stop_gradient(teacher), kept, omega, axis), alpha)
+    losses = fenchel_young_loss(_similarities(student, kept, omega, axis), target, alpha)
     count = jnp.maximum(kept.sum(), 1)
-    return jnp.sum(jnp.where(kept, losses, 0)) / count, target
+    return jnp.sum(jnp.where(parallel.share(kept, axis), losses, 0)) / count, target
 
 
 def _loss(
@@ -174,9 +192,17 @@ def _loss(
     lam: float,
     omega: float,
     positives: int,
+    items: int,
+    shard_items: bool = False,
+    axis: str | None = None,
 ) -> tuple[Array, tuple[Array, Extra, dict[str, Array]]]:
     encoder = nnx.merge(graphdef, params)
-    histories, positive, weight = semco.unpack(fixed, batch)
+    own_items = len(fixed.features[0])
+    histories, positive, weight = semco.unpack(fixed, batch, own_items, axis)
+    # The sampler's users have all of their items, on every device.
+    whole = fixed
+    if fixed.whole is not None:
+        whole = fixed._replace(indptr=fixed.whole[0], indices=fixed.whole[1])
     user, count = batch.epoch.user[batch.at], jnp.sum(weight)
     step = extra.step
     contrast = functools.partial(
@@ -187,7 +213,19 @@ def _loss(
         alpha=alpha,
         gradient=gradient,
         user_vector=user_vector,
+        axis=axis,
     )
+
+    # The state has all rows or those of this device's items, which is all that an encoder makes;
+    # rows beyond the last item are zero.
+    def kept_rows(rows: Array) -> Array:
+        if not shard_items:
+            return parallel.gather(rows, axis)[:items]
+        row = parallel.index(axis) * own_items + jnp.arange(own_items)
+        return jnp.where((row < items)[:, None], rows, 0)
+
+    def own_rows(rows: Array) -> Array:
+        return rows if shard_items else parallel.share(rows, axis)
 
     def mean(total_and_count: tuple[Array, Array]) -> Array:
         total, rows = total_and_count
@@ -197,56 +235,72 @@ def _loss(
         teacher = encoder.teacher
         return teacher(fixed.features, teacher.fold(fixed.moments), fixed.present)
 
+    def keep(rows: Array) -> Array:
+        return kept_rows(jax.lax.stop_gradient(rows))
+
     def learn() -> tuple[Array, Array]:
         rows = look()
-        return mean(contrast(rows, tau=teacher_tau)), jax.lax.stop_gradient(rows)
+        return mean(contrast(rows, tau=teacher_tau)), keep(rows)
 
     # A teacher that has stopped is looked at once more, and then remembered.
     teacher_loss, outputs = jax.lax.switch(
         jnp.clip(step - clock.teacher + 1, 0, 2),
         [
             learn,
-            lambda: (jnp.zeros(()), jax.lax.stop_gradient(look())),
+            lambda: (jnp.zeros(()), keep(look())),
             lambda: (jnp.zeros(()), extra.outputs),
         ],
     )
     average = moving_average(extra.average, outputs, ema, step == 0)
-    items = outputs.shape[0]
 
-    def pupil() -> tuple[Array, Array, Array]:
-        """The student's rows for all items, and the items on which it is compared."""
-        ids, kept = sub_batch(key, fixed, user, weight, items=items, positives=positives)
-        return encoder.student(average), ids, kept
+    def pupil() -> tuple[Array, Array, tuple[Array, Array], Array]:
+        """Student's and teacher's rows; those of the items on which they are compared, and which.
+
+        Of many devices each has the rows of its items, and its share of those compared.
+        """
+        ids, kept = sub_batch(key, whole, user, weight, items=items, positives=positives)
+        seen = own_rows(average)
+        rows = encoder.student(seen)
+        at = parallel.here(ids, own_items, axis)
+        compared = semco.batch_rows(rows, at, axis), semco.batch_rows(seen, at, axis)
+        return rows, seen, compared, kept
 
     def study() -> tuple[Array, Array]:
-        rows, ids, kept = pupil()
-        distilled, _ = similarity_loss(rows[ids], average[ids], kept, alpha=alpha, omega=omega)
+        rows, _, compared, kept = pupil()
+        distilled, _ = similarity_loss(*compared, kept, alpha=alpha, omega=omega, axis=axis)
         return mean(contrast(rows, tau=tau)), distilled
 
     nothing = (jnp.zeros(()), jnp.zeros(()))
     contrastive, distilled = jax.lax.cond(step >= clock.student, study, lambda: nothing)
 
     def measure() -> dict[str, Array]:
-        rows, ids, kept = pupil()
-        bias = jnp.where(weight > 0, 0.0, semco.ABSENT)
+        rows, seen, compared, kept = pupil()
+        there = parallel.padded(weight > 0, axis)
+        bias = jnp.where(there, 0.0, semco.ABSENT)
 
         def scores(rows: Array, tau: float) -> Array:
-            users = semco.user_vectors(rows, histories, None)
-            return semco.logits(users / (tau**2 if alpha > 1 else tau), rows[positive], bias)
+            users = semco.user_vectors(rows, histories, None, axis)
+            columns = parallel.gather(semco.batch_rows(rows, positive, axis), axis)
+            return semco.logits(users / (tau**2 if alpha > 1 else tau), columns, bias)
 
         # One search over all four: it is compiled once.
-        similar = [_similarities(x[ids], kept, omega) for x in (rows, average)]
-        places = [(0, len(weight) - len(ids))] * 2
+        similar = [_similarities(x, kept, omega, axis) for x in compared]
+        first = scores(rows, tau)
+        places = [(0, to - have) for have, to in zip(similar[0].shape, first.shape, strict=True)]
         similar = [jnp.pad(z, places, constant_values=semco.ABSENT) for z in similar]
-        found = entmax(
-            jnp.stack([*similar, scores(rows, tau), scores(outputs, teacher_tau)]), alpha
-        )
+        last = scores(own_rows(outputs), teacher_tau)
+        found = entmax(jnp.stack([*similar, first, last]), alpha)
         found = found > 0
-        both = jnp.pad(kept[:, None] & kept[None, :], places)
+        columns = parallel.padded(kept, axis)
+        both = jnp.pad(parallel.share(kept, axis)[:, None] & columns[None, :], places)
         support = jnp.sum(found[:2] & both[None], (1, 2)) / jnp.maximum(kept.sum(), 1) ** 2
-        hit = jnp.diagonal(found[2:], axis1=1, axis2=2) & (weight > 0)[None]
+        place = parallel.share(jnp.arange(len(there)), axis)
+        hit = jnp.take_along_axis(found[2:], place[None, :, None], 2)[..., 0]
+        hit &= parallel.share(there, axis)[None]
         known = hit.sum(1) / jnp.maximum((weight > 0).sum(), 1)
-        drift = 1 - jnp.mean(jnp.sum(average * outputs, axis=-1))
+        # What devices log adds up.
+        alike = jnp.sum(jnp.sum(seen * own_rows(outputs), axis=-1)) / items
+        drift = 1 / parallel.size(axis) - alike
         return dict(zip(MEASURED, (*support, *known, drift), strict=True))
 
     unknown = dict.fromkeys(MEASURED, jnp.full((), jnp.nan))
@@ -259,7 +313,8 @@ def _loss(
         **measured,
     }
     total = teacher_loss + lam * contrastive + distilled
-    return total * count, (count, Extra(step + 1, outputs, average), logs)
+    weight_here = count / parallel.size(axis)
+    return total * count, (weight_here, Extra(step + 1, outputs, average), logs)
 
 
 def build(
@@ -284,6 +339,7 @@ def build(
     batch_norm: str = "catalogue",
     user_vector: str = "mean",
     teachers: Mapping[int, nnx.State] | None = None,
+    devices: parallel.Devices = parallel.ONE,
 ) -> Model:
     """SEMCo with distillation on a data set; the parameters are groups "teacher" and "student".
 
@@ -311,6 +367,8 @@ def build(
         user_vector: see `semco.build`.
         teachers: seed to the parameters of a trained teacher; it stays frozen, and there are no
             epochs for it.
+        devices: see `semco.build`; with ``devices.shard_items`` none has the embeddings of all
+            items either.
 
     Raises:
         ValueError: for an argument out of range, naming it and what it may be.
@@ -332,7 +390,9 @@ def build(
         raise ValueError(f"model.lam is at least 0, not {lam}")
     if not 0 <= ema < 1:
         raise ValueError(f"model.ema is at least 0 and below 1, not {ema}")
-    data = semco.prepare(dataset, batch_size=batch_size, batch_norm=batch_norm)
+    data = semco.prepare(
+        dataset, batch_size=batch_size, batch_norm=batch_norm, devices=devices, whole=True
+    )
     clock = clock_of(online, 0 if teachers is not None else teacher_epochs * data.steps_per_epoch)
     shape = encoders.Shape(
         data.widths, teacher_hidden, teacher_out, attention_layers, (hidden, out)
@@ -354,7 +414,8 @@ def build(
                 )
             params["teacher"] = jax.tree.map(jnp.array, teachers[seed])
         # Two buffers: a step gives both away.
-        rows = [jnp.zeros((items, teacher_out)) for _ in range(2)]
+        size = (devices.rows(items) if devices.shard_items else items), teacher_out
+        rows = [jnp.zeros(size, device=devices.sharding(devices.shard_items)) for _ in range(2)]
         return params, Extra(jnp.zeros((), jnp.int32), *rows)
 
     def represent(params: nnx.State, extra: Extra, part: str = "test") -> Representations:
@@ -377,9 +438,14 @@ def build(
         lam=lam,
         omega=omega,
         positives=positives,
+        items=items,
+        shard_items=devices.shard_items,
     )
     sizes = data.steps_per_epoch, data.examples_per_epoch
-    return Model(data.fixed, init, loss, represent, data.batches, *sizes, data.examples)
+    split = semco.SPLIT._replace(state=ROWS if devices.shard_items else ())
+    return Model(
+        data.fixed, init, loss, represent, data.batches, *sizes, data.examples, devices, split
+    )
 
 
 def clock_of(online: bool, teacher_steps: int) -> Clock:

@@ -29,113 +29,20 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from jaxcold import parallel
 from jaxcold.data import packing, questions, reduction, vectors
 from jaxcold.data.batches import prefetch
 from jaxcold.data.packing import Tokens
 from jaxcold.data.sequences import SequenceDataset, window_rows
 from jaxcold.data.sequences import windows as make_windows
-from jaxcold.sparse import fenchel_young_loss, linear_entmax_sum
-from jaxcold.types import DataError, Model, Representations
+from jaxcold.models.attention import INIT, Block, drop_some, split_key
+from jaxcold.sparse import fenchel_young_loss, linear_entmax_sum, sharded_entmax_sum
+from jaxcold.types import DataError, Model, Representations, Split
 
 ItemTable = Literal["random", "content", "frozen", "delta"]
 Loss = Literal["full", "sampled", "gbce"]
 
-INIT = 0.02  # standard deviation of fresh weights
-
-
-@jax.custom_vjp
-def _arrange(x: Array, index: Array, inverse: Array) -> Array:
-    """Rows of x at an index, zeros beyond its end. The two indices undo each other.
-
-    So the derivative is the way back: a gather too, where autodiff would scatter.
-    """
-    return x.at[index].get(mode="fill", fill_value=0)
-
-
-def _arrange_forward(x: Array, index: Array, inverse: Array) -> tuple[Array, Any]:
-    return _arrange(x, index, inverse), (index, inverse)
-
-
-def _arrange_backward(indices: Any, cotangent: Array) -> tuple[Array, None, None]:
-    index, inverse = indices
-    return _arrange(cotangent, inverse, index), None, None
-
-
-_arrange.defvjp(_arrange_forward, _arrange_backward)
-
-
-def _dropout(x: Array, rate: float, key: Array | None) -> Array:
-    if key is None or rate == 0:
-        return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), 0)
-
-
-def _split(key: Array | None, parts: int) -> list[Array | None]:
-    return [None] * parts if key is None else list(jax.random.split(key, parts))
-
-
-class Block(nnx.Module):
-    """Attention and a feed-forward layer, each with the residual of its normalised input."""
-
-    def __init__(self, dim: int, heads: int, dropout: float, *, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(INIT)
-        # Xavier over the three projections as one [d, 3 d] matrix: what the reference keeps.
-        bound = math.sqrt(6 / (4 * dim))
-
-        def uniform(key: Array, shape: Any, dtype: Any) -> Array:
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-        def linear(init: Any) -> nnx.Linear:
-            return nnx.Linear(dim, dim, kernel_init=init, rngs=rngs)
-
-        def norm() -> nnx.LayerNorm:
-            return nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
-
-        self.norm1, self.norm2 = norm(), norm()
-        self.query, self.key, self.value = linear(uniform), linear(uniform), linear(uniform)
-        self.out, self.first, self.second = linear(normal), linear(normal), linear(normal)
-        self.heads = heads
-        self.dropout = dropout
-
-    def __call__(self, x: Array, tokens: Tokens, key: Array | None, additive: bool) -> Array:
-        """[T, d] -> [T, d]; without a key nothing is dropped."""
-        keys = _split(key, 3)
-        q = self.norm1(x)
-        y = q + self.out(self._attend(q, x, tokens, keys[0], additive))
-        z = self.norm2(y)
-        inner = jax.nn.relu(_dropout(self.first(z), self.dropout, keys[1]))
-        return z + _dropout(self.second(inner), self.dropout, keys[2])
-
-    def _attend(
-        self, q: Array, x: Array, tokens: Tokens, key: Array | None, additive: bool
-    ) -> Array:
-        size = x.shape[1] // self.heads
-        parts = jnp.stack([self.query(q) / math.sqrt(size), self.key(x), self.value(x)], axis=1)
-        index = jnp.concatenate([r.reshape(-1) for r in tokens.rectangles])
-        slots = _arrange(parts, index, tokens.slot)
-        real = tokens.item.at[index].get(mode="fill", fill_value=0) > 0
-        found, start = [], 0
-        for rectangle, drop in zip(
-            tokens.rectangles, _split(key, len(tokens.rectangles)), strict=True
-        ):
-            n, length = rectangle.shape
-            stop = start + n * length
-            q, k, v = jnp.moveaxis(slots[start:stop].reshape(n, length, 3, self.heads, size), 2, 0)
-            seen = real[start:stop].reshape(n, 1, 1, length)
-            at = jnp.arange(length)
-            before = (at[None, :] <= at[:, None])[None, None]
-            logits = jnp.einsum("nihd,njhd->nhij", q, k)
-            if additive:
-                logits = jnp.where(before, logits + seen, -jnp.inf)
-            else:
-                # A slot without a token sees itself: a row of -inf would be NaN.
-                itself = (at[None, :] == at[:, None])[None, None]
-                logits = jnp.where(before & (seen | itself), logits, -jnp.inf)
-            weights = _dropout(jax.nn.softmax(logits, axis=-1), self.dropout, drop)
-            found.append(jnp.einsum("nhij,njhd->nihd", weights, v).reshape(n * length, -1))
-            start = stop
-        return _arrange(jnp.concatenate(found), tokens.slot, index)
+TABLES = ("items", "delta")  # parameters with a row per item
 
 
 class SASRec(nnx.Module):
@@ -152,12 +59,15 @@ class SASRec(nnx.Module):
         heads: int,
         dropout: float,
         rngs: nnx.Rngs,
+        rows: int | None = None,
     ):
-        # Row 0 is no item: zeros.
-        rows = INIT * jax.random.normal(rngs.params(), (items + 1, dim)).at[0].set(0)
+        # Row 0 is no item: zeros, like what makes a table of `rows` rows divisible.
+        start = INIT * jax.random.normal(rngs.params(), (items + 1, dim)).at[0].set(0)
+        spare = (rows or items + 1) - (items + 1)
+        start = jnp.pad(start, ((0, spare), (0, 0))) if spare else start
         # A trainable table from content starts there as soon as the content is known.
-        self.items = nnx.Param(rows) if item_table in ("random", "content") else None
-        self.delta = nnx.Param(rows) if item_table == "delta" else None
+        self.items = nnx.Param(start) if item_table in ("random", "content") else None
+        self.delta = nnx.Param(start) if item_table == "delta" else None
         self.position = nnx.Param(INIT * jax.random.normal(rngs.params(), (max_length, dim)))
         self.blocks = nnx.List([Block(dim, heads, dropout, rngs=rngs) for _ in range(blocks)])
         self.norm = nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
@@ -185,9 +95,15 @@ class SASRec(nnx.Module):
             key: of dropout; without one nothing is dropped.
             additive: tokens without an item are seen, with a logit lower by one.
         """
-        keys = _split(key, len(self.blocks) + 1)
-        x = math.sqrt(table.shape[1]) * table[tokens.item] + self.position[...][tokens.position]
-        x = _dropout(x, self.dropout, keys[0])
+        return self.hidden(table[tokens.item], tokens, key, additive)
+
+    def hidden(
+        self, rows: Array, tokens: Tokens, key: Array | None = None, additive: bool = False
+    ) -> Array:
+        """As a call, with the tokens' rows of the table, [T, d]."""
+        keys = split_key(key, len(self.blocks) + 1)
+        x = math.sqrt(rows.shape[1]) * rows + self.position[...][tokens.position]
+        x = drop_some(x, self.dropout, keys[0])
         for block, key in zip(self.blocks, keys[1:], strict=True):
             x = block(x, tokens, key, additive)
         return self.norm(x)
@@ -197,6 +113,12 @@ class Fixed(NamedTuple):
     """Arrays that no step changes."""
 
     content: Array | None  # f32[warm + 1, d] unit rows, row 0 zero
+
+
+def _look_up(table: Array, ids: Array, axis: str | None) -> Array:
+    """Rows of a table that is split over the devices, for this device's own ids."""
+    at = parallel.here(parallel.gather(ids, axis), table.shape[0], axis)
+    return parallel.scatter_sum(parallel.take(table, at, axis), axis)
 
 
 def _loss(
@@ -213,26 +135,82 @@ def _loss(
     negatives: int,
     calibration: float,
     reference: bool,
+    items: int = 0,
+    shard_items: bool = False,
+    axis: str | None = None,
 ) -> tuple[Array, tuple[Array, tuple[()], dict[str, Array]]]:
     model = nnx.merge(graphdef, params)
     table = classes = model.table(fixed.content)
+    drop, draw = jax.random.split(key)
+    if axis is not None:  # what is dropped differs from device to device, what is drawn does not
+        drop = jax.random.fold_in(drop, parallel.index(axis))
+    if shard_items and axis is not None:
+        return _split_loss(
+            model, table, tokens, drop, draw, loss, alpha, tau, negatives, calibration, items, axis
+        )
     if reference:
         # The published code keeps the gradient from row 0, except in the product with the hidden
         # states where the table is trained from content.
         still = jnp.concatenate([jax.lax.stop_gradient(table[:1]), table[1:]])
         table, classes = still, classes if _drifts(model, fixed) else still
-    drop, draw = jax.random.split(key)
     hidden = model(table, tokens, drop, additive=reference)
     count = jnp.sum(tokens.target > 0, dtype=hidden.dtype)
     if reference:
         target = jnp.where(tokens.target > 0, tokens.target, -1)
     else:
-        classes, target = classes[1:], tokens.target - 1
+        classes = classes[1 : items + 1] if shard_items else classes[1:]
+        target = tokens.target - 1
     if loss == "full":
         total = linear_entmax_sum(hidden, classes, target, alpha, tau=tau)
     else:
-        total = _sampled(hidden, classes, target, draw, loss, alpha, tau, negatives, calibration)
+        drawn = jax.random.randint(draw, (negatives,), 0, classes.shape[0])
+        right = classes[jnp.clip(target, 0, classes.shape[0] - 1)]
+        rows = right, classes[drawn]
+        total = _sampled(
+            hidden, *rows, drawn, target, classes.shape[0], loss, alpha, tau, calibration
+        )
     return total, (count, extra, {})
+
+
+def _split_loss(
+    model: SASRec,
+    table: Array,
+    tokens: Tokens,
+    drop: Array,
+    draw: Array,
+    loss: Loss,
+    alpha: float,
+    tau: float,
+    negatives: int,
+    calibration: float,
+    items: int,
+    axis: str,
+) -> tuple[Array, tuple[Array, tuple[()], dict[str, Array]]]:
+    """As `_loss`, of this device's tokens where each device has some rows of the table."""
+    hidden = model.hidden(_look_up(table, tokens.item, axis), tokens, drop)
+    if loss == "full":
+        # By their rows in the whole table: 0 is no item, and beyond the last item there is nothing.
+        row = parallel.index(axis) * len(table) + jnp.arange(len(table))
+        total = sharded_entmax_sum(
+            parallel.gather(hidden, axis),
+            table,
+            parallel.gather(jnp.where(tokens.target > 0, tokens.target, -1), axis),
+            alpha,
+            axis=axis,
+            where=(row > 0) & (row <= items),
+            tau=tau,
+        )
+    else:
+        drawn = jax.random.randint(draw, (negatives,), 0, items)
+        at = parallel.here(drawn + 1, len(table), axis)
+        wrong = parallel.scatter_sum(parallel.take(table, at, axis), axis)
+        rows = (
+            _look_up(table, jnp.maximum(tokens.target, 1), axis),
+            parallel.gather(wrong, axis)[:negatives],
+        )
+        target = tokens.target - 1
+        total = _sampled(hidden, *rows, drawn, target, items, loss, alpha, tau, calibration)
+    return total, (jnp.sum(tokens.target > 0, dtype=hidden.dtype), (), {})
 
 
 def _drifts(model: SASRec, fixed: Fixed) -> bool:
@@ -241,13 +219,14 @@ def _drifts(model: SASRec, fixed: Fixed) -> bool:
 
 def _sampled(
     hidden: Array,
-    classes: Array,
+    right_rows: Array,
+    wrong_rows: Array,
+    drawn: Array,
     target: Array,
-    key: Array,
+    items: int,
     loss: str,
     alpha: float,
     tau: float,
-    negatives: int,
     calibration: float,
 ) -> Array:
     """Sum of a loss over the target and some items drawn uniformly, the same for all tokens.
@@ -256,11 +235,10 @@ def _sampled(
     raised by the logarithm of how many items each stands for. "gbce" is the binary cross-entropy
     of gSASRec (Petrov and Macdonald, RecSys 2023), its positive term weighted by beta.
     """
-    items = classes.shape[0]
-    drawn = jax.random.randint(key, (negatives,), 0, items)
+    negatives = len(drawn)
     at = jnp.clip(target, 0, items - 1)
-    right = jnp.sum(hidden * classes[at], axis=1)
-    wrong = hidden @ classes[drawn].T
+    right = jnp.sum(hidden * right_rows, axis=1)
+    wrong = hidden @ wrong_rows.T
     other = drawn[None, :] != at[:, None]
     if loss == "sampled":
         if alpha == 1:
@@ -323,6 +301,7 @@ def build(
     windows: str = "last",
     reduce: str = "always",
     reference: bool = False,
+    devices: parallel.Devices = parallel.ONE,
 ) -> Model:
     """SASRec on a data set; its parts to represent are "val" and "test" of `data.questions`.
 
@@ -347,6 +326,8 @@ def build(
         windows: of a user's items, "last" or "all", see `jaxcold.data.sequences.windows`.
         reduce: content to embeddings, see `contents`.
         reference: the defects of the published code, see the module.
+        devices: that train. Of several, each takes its share of a batch's sequences, and with
+            ``devices.shard_items`` holds its part of the item table.
 
     Raises:
         ValueError: for an argument out of range, naming it and what it may be.
@@ -360,12 +341,28 @@ def build(
             f"{dataset.name}: no training user has two items; there is nothing to learn"
         )
     steps = -(-rows.rows // batch_size)
-    room = packing.room_of(lengths, batch_size)
+    room = packing.room_of(lengths, -(-batch_size // devices.n))
     content = None if item_table == "random" else contents(dataset, dim, reduce)[0]
     warm = dataset.num_warm
+    if reference and devices.shard_items:
+        raise ValueError("model.reference=True has row 0 as a class; it needs shard_items=False")
+    table_rows = devices.rows(warm + 1) if devices.shard_items else warm + 1
+    divided = devices.shard_items and devices.mesh is not None
     fixed = Fixed(None)
     if content is not None:
-        fixed = Fixed(jnp.concatenate([jnp.zeros((1, dim)), jnp.asarray(content[:warm])]))
+        known = content
+
+        def content_rows(first: int, last: int) -> np.ndarray:
+            found = np.zeros((last - first, dim), np.float32)
+            ids = np.arange(max(first, 1), min(last, warm + 1))
+            found[ids - first] = known[ids - 1]
+            return found
+
+        if divided:
+            size = table_rows // devices.n
+            fixed = Fixed(devices.stack(lambda k: content_rows(k * size, (k + 1) * size)))
+        else:
+            fixed = Fixed(devices.put(content_rows(0, table_rows)))
 
     def make(key: Array) -> SASRec:
         return SASRec(
@@ -377,19 +374,27 @@ def build(
             heads=heads,
             dropout=dropout,
             rngs=nnx.Rngs(params=key),
+            rows=table_rows,
         )
 
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
 
     def init(seed: int) -> tuple[nnx.State, tuple[()]]:
-        model = make(jax.random.key(seed))
-        if item_table == "content":
-            model.items = nnx.Param(jnp.array(fixed.content))
-        if model.delta is not None:
-            norm = jnp.linalg.norm(model.delta[...], axis=1, keepdims=True)
-            scale = jnp.minimum(1, max_delta_norm / jnp.maximum(norm, 1e-7))
-            model.delta = nnx.Param(model.delta[...] * scale)
-        return nnx.split(model)[1], ()
+        def fresh(content: Array | None) -> nnx.State:
+            model = make(jax.random.key(seed))
+            if item_table == "content":
+                model.items = nnx.Param(jnp.array(content))
+            if model.delta is not None:
+                norm = jnp.linalg.norm(model.delta[...], axis=1, keepdims=True)
+                scale = jnp.minimum(1, max_delta_norm / jnp.maximum(norm, 1e-7))
+                model.delta = nnx.Param(model.delta[...] * scale)
+            return nnx.split(model)[1]
+
+        if not divided:
+            return fresh(fixed.content), ()
+        # A table is made in its parts.
+        places = devices.shardings(jax.eval_shape(fresh, fixed.content), TABLES)
+        return jax.jit(fresh, out_shardings=places)(fixed.content), ()
 
     def batches(rng: np.random.Generator) -> Iterator[Tokens]:
         order = rng.permutation(rows.rows)
@@ -398,10 +403,10 @@ def build(
             for start in range(0, len(order), batch_size):
                 inputs, targets = packing.next_items(rows.take(order[start : start + batch_size]))
                 if reference:
-                    longest = int(inputs.counts.max())
-                    yield packing.rectangle(inputs, targets, inputs.rows, longest, left=True)
+                    tokens = packing.rectangles(inputs, targets, devices.n)
                 else:
-                    yield packing.pack(inputs, targets, room)
+                    tokens = packing.packed(inputs, targets, room, devices.n)
+                yield tokens if devices.mesh is None else devices.put(tokens, split=True)
 
         return prefetch(packed())
 
@@ -413,16 +418,23 @@ def build(
         return {"user": dataset.user_ids[user], "item": dataset.item_ids[last]}
 
     def represent(params: nnx.State, extra: tuple[()], part: str) -> Representations:
-        table = nnx.merge(graphdef, params).table(fixed.content)
+        on_host, known = params, fixed.content
+        if devices.mesh is not None:  # one device is enough, and need not hold the whole table
+            on_host, known = parallel.fetch((params, fixed.content))
+        table = nnx.merge(graphdef, on_host).table(known)[: warm + 1]
         if content is not None:
-            table = jnp.concatenate([table, jnp.asarray(content[warm:])])
+            join: Any = np.concatenate if divided else jnp.concatenate
+            table = join([table, content[warm:]])
         history = questions.histories(dataset, part, cold_vectors=content is not None)
         history = packing.cut(history, max_length)
         user = np.zeros((history.rows, dim), np.float32)
         for members, tokens, last in packing.blocks(
             history, batch=batch_size if reference else None
         ):
-            found = encode(graphdef, params, table, tokens, last, reference)
+            if divided:
+                found = _encode_rows(graphdef, on_host, table[tokens.item], tokens, last)
+            else:
+                found = encode(graphdef, on_host, table, tokens, last, reference)
             user[members] = np.asarray(found)[: len(members)]
         item = np.zeros((dataset.num_items + reference, dim), np.float32)
         item[: len(table) - 1] = table[1:]
@@ -439,8 +451,14 @@ def build(
         negatives=negatives,
         calibration=calibration,
         reference=reference,
+        items=warm,
+        shard_items=devices.shard_items,
     )
-    return Model(fixed, init, bound, represent, batches, steps, int(lengths.sum()), examples)
+    split = Split(batch=Tokens._fields)
+    if divided:
+        split = split._replace(state=TABLES, fixed=("content",))
+    total = int(lengths.sum())
+    return Model(fixed, init, bound, represent, batches, steps, total, examples, devices, split)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -454,6 +472,14 @@ def encode(
 ) -> Array:
     """Hidden states [n, d] of the tokens at the places `last` [n]; see `SASRec.__call__`."""
     return nnx.merge(graphdef, params)(table, tokens, additive=additive)[last]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_rows(
+    graphdef: nnx.GraphDef, params: nnx.State, rows: Array, tokens: Tokens, last: Array
+) -> Array:
+    """As `encode`, with the tokens' rows of a table that stays where it is."""
+    return nnx.merge(graphdef, params).hidden(rows, tokens)[last]
 
 
 def encoder_arrays(params: nnx.State) -> dict[str, np.ndarray]:

@@ -17,9 +17,11 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from jaxcold import parallel
 from jaxcold.data import vectors
 from jaxcold.data.batches import (
     Pairs,
+    by_part,
     history_entries,
     prefetch,
     round_up,
@@ -31,7 +33,7 @@ from jaxcold.files import check_mapped
 from jaxcold.models import encoders
 from jaxcold.models.layers import Moments, catalogue_moments, unit_rows
 from jaxcold.sparse import fenchel_young_loss
-from jaxcold.types import Csr, Model, Representations
+from jaxcold.types import Csr, Model, Representations, Split
 
 ENCODE = ("all", "active")
 BATCH_NORM = ("catalogue", "batch")
@@ -44,7 +46,11 @@ ABSENT = -1e9
 
 
 class Fixed(NamedTuple):
-    """What no step changes, on the device; items are numbered among the N warm ones."""
+    """What no step changes; items are numbered among the N warm ones.
+
+    Of n devices each has the rows of its items, and of the histories these items, from 0. Its part
+    of `indptr` has U + 1 entries; parts of `indices` end in zeros that make them equally long.
+    """
 
     features: tuple[Array, ...]  # M x f32[N, D_m] unit rows; empty when streamed from the host
     present: tuple[Array, ...] | None  # M x bool[N]
@@ -52,6 +58,8 @@ class Fixed(NamedTuple):
     indptr: Array  # i32[U + 1] users' training histories
     indices: Array  # i32[nnz]
     other: tuple[Moments, ...] | None = None  # after training, where not `moments`
+    length: Array | None = None  # i32[U] of whole histories, where `indptr` is of parts
+    whole: tuple[Array, Array] | None = None  # all of indptr and indices, where asked for
 
     @property
     def served(self) -> tuple[Moments, ...]:
@@ -60,7 +68,7 @@ class Fixed(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """One epoch of shuffled training pairs, placed on the device once.
+    """One epoch of shuffled training pairs, placed on the device once; of many, a step at a time.
 
     S steps of B pairs. The lengths of `slots` and `active` are capacities: they give the
     ragged histories of a batch, and the set of items it touches, a shape that does not change.
@@ -81,13 +89,17 @@ class Batch(NamedTuple):
     features: tuple[Array, ...] = ()
 
 
+# The arrays of `Fixed` and `Batch` that are split over devices.
+SPLIT = Split(fixed=("features", "present", "indptr", "indices"), batch=("features",))
+
+
 class Histories(NamedTuple):
     """The histories of a batch's users, end to end, each distinct user's once."""
 
     item: Array  # i32[T]
     row: Array  # i32[T]: the batch row it belongs to, B where the place is unused
     leader: Array  # i32[B]: the first row of the same user, which carries the history
-    length: Array  # i32[B]: of the row's user; 0 for rows of weight 0
+    length: Array  # i32[B]: of the row's user, on all devices; 0 for rows of weight 0
 
 
 def gather_histories(fixed: Fixed, user: Array, weight: Array, slots: Array) -> Histories:
@@ -98,13 +110,17 @@ def gather_histories(fixed: Fixed, user: Array, weight: Array, slots: Array) -> 
         user: i32[B].
         weight: [B]; rows of weight 0 get no history.
         slots: i32[T] = arange(T); T is at least the entries of the distinct users.
+
+    Returns:
+        On one of many devices, the part of the histories that it has.
     """
     rows = user.shape[0]
     place = jnp.arange(rows)
     users = fixed.indptr.shape[0] - 1
-    length = jnp.where(weight > 0, fixed.indptr[user + 1] - fixed.indptr[user], 0)
+    own = jnp.where(weight > 0, fixed.indptr[user + 1] - fixed.indptr[user], 0)
+    length = own if fixed.length is None else jnp.where(weight > 0, fixed.length[user], 0)
     leader = jnp.full(users, rows, place.dtype).at[user].min(place)[user]
-    carried = jnp.where(leader == place, length, 0)
+    carried = jnp.where(leader == place, own, 0)
     end = jnp.cumsum(carried)
     row = jnp.repeat(place, carried, total_repeat_length=slots.shape[0])
     used = slots < end[-1]
@@ -115,7 +131,7 @@ def gather_histories(fixed: Fixed, user: Array, weight: Array, slots: Array) -> 
 
 @jax.custom_vjp
 def logits(users: Array, items: Array, bias: Array) -> Array:
-    """``users @ items.T + bias``: [B, d], [B, d], [B] -> [B, B]; `bias` gets no gradient.
+    """``users @ items.T + bias``: [b, d], [B, d], [B] -> [b, B]; `bias` gets no gradient.
 
     Both halves are written for memory: the bias is one more column of the product instead of a
     pass over [B, B], and the gradient never transposes its cotangent [B, B], which costs a CPU
@@ -147,23 +163,25 @@ def sampled_entmax(
     alpha: float,
     tau: Array | float,
     gradient: Gradient,
+    axis: str | None = None,
 ) -> Array:
     """Sampled entmax of a batch (paper, equation 7): row j's target is column j.
 
     Args:
-        users: [B, d] unit rows.
+        users: [b, d] unit rows, the device's share of the batch; all of it on one device.
         items: [B, d] unit rows, the positives; each row's negatives are the others'.
         weight: [B]; pairs of weight 0 are neither targets nor negatives.
         alpha: 1 softmax, 1.5 entmax15, 2 sparsemax.
         tau: temperature. For alpha > 1 the cosine is divided by it twice for the
             probabilities and once for the score (tau_0 = tau); once for softmax (tau_0 = 1).
         gradient: see `jaxcold.sparse.fenchel_young_loss`.
+        axis: of the devices, see `jaxcold.parallel`.
 
     Returns:
-        [B] losses, not weighted.
+        [b] losses, not weighted.
     """
     # Padding has no column to hit; its row is given one and counts for nothing.
-    labels = jnp.where(weight > 0, jnp.arange(len(weight)), 0)
+    labels = parallel.share(jnp.where(weight > 0, jnp.arange(len(weight)), 0), axis)
     return fenchel_young_loss(
         logits(users / tau, items, jnp.where(weight > 0, 0.0, ABSENT)),
         labels,
@@ -173,28 +191,44 @@ def sampled_entmax(
     )
 
 
-def user_vectors(item_rows: Array, histories: Histories, positive: Array | None) -> Array:
+def user_vectors(
+    item_rows: Array, histories: Histories, left_out: Array | None, axis: str | None = None
+) -> Array:
     """Unit means of the embeddings of each row's history.
 
     Args:
-        item_rows: [n, D] embeddings.
+        item_rows: [n, D] embeddings, those of the device's items.
         histories: of the B rows; its `item` are rows of `item_rows`.
-        positive: i32[B] the item to leave out of its own row's mean, or None.
+        left_out: [b, D] what does not count in its own row's mean, or None.
+        axis: of the devices, which add up their items' embeddings; each returns its share of the
+            B rows, b.
 
     Returns:
-        [B, D] unit rows; zero where nothing is left.
+        [b, D] unit rows; zero where nothing is left.
     """
     item, row, leader, length = histories
     total = jax.ops.segment_sum(
         item_rows[item], row, num_segments=length.shape[0], indices_are_sorted=True
     )[leader]
-    if positive is not None:
-        total = total - item_rows[positive]
+    total, length = parallel.scatter_sum(total, axis), parallel.share(length, axis)
+    if left_out is not None:
+        total = total - left_out
         length = length - 1
     # The mean's divisor cancels in the unit norm but keeps the scale of sums out of its rounding.
     mean = total / jnp.maximum(length, 1)[:, None]
     # A history that was only the positive has no direction: exactly zero, not rounding noise.
     return unit_rows(jnp.where((length > 0)[:, None], mean, 0.0))
+
+
+def batch_rows(rows: Array, at: Array, axis: str | None = None) -> Array:
+    """The device's share of the rows at B places of a table that is split, [b, d].
+
+    Args:
+        rows: [n, d] this device's part.
+        at: i32[B] places in this part; beyond its end what other devices have.
+        axis: of the devices.
+    """
+    return parallel.scatter_sum(parallel.take(rows, at, axis), axis)
 
 
 def contrast(
@@ -207,31 +241,53 @@ def contrast(
     tau: Array | float,
     gradient: Gradient,
     user_vector: str,
+    axis: str | None = None,
 ) -> tuple[Array, Array]:
     """The loss of a batch on item embeddings: its weighted sum, and the sum of the weights.
 
     Args:
-        rows: [n, d] item embeddings.
+        rows: [n, d] item embeddings, those of the device's items.
         histories: of the batch's users; its `item` are rows of `rows`.
-        positive: i32[B] rows of `rows`.
+        positive: i32[B] rows of `rows`; beyond their end what other devices have.
         weight: [B].
         alpha: see `sampled_entmax`.
         tau: see `sampled_entmax`.
         gradient: see `sampled_entmax`.
         user_vector: see `build`.
+        axis: of the devices. Each one's sum is over its share of the rows, against the positives
+            of all; the sum of the weights is that of the whole batch.
     """
     leave_out = user_vector == "leave_one_out"
-    users = user_vectors(rows, histories, positive if leave_out else None)
-    losses = sampled_entmax(users, rows[positive], weight, alpha=alpha, tau=tau, gradient=gradient)
+    targets = batch_rows(rows, positive, axis)
+    users = user_vectors(rows, histories, targets if leave_out else None, axis)
+    losses = sampled_entmax(
+        users,
+        parallel.gather(targets, axis),
+        parallel.padded(weight, axis),
+        alpha=alpha,
+        tau=tau,
+        gradient=gradient,
+        axis=axis,
+    )
     if leave_out:  # a history of the positive alone says nothing about the user
         weight = jnp.where(histories.length > 1, weight, 0.0)
-    return jnp.sum(losses * weight), jnp.sum(weight)
+    return jnp.sum(losses * parallel.share(weight, axis)), jnp.sum(weight)
 
 
-def unpack(fixed: Fixed, batch: Batch) -> tuple[Histories, Array, Array]:
-    """Histories, positives i32[B] and weights f32[B] of a batch."""
+def unpack(
+    fixed: Fixed, batch: Batch, items: int, axis: str | None = None
+) -> tuple[Histories, Array, Array]:
+    """Histories, positives i32[B] and weights f32[B] of a batch.
+
+    Args:
+        fixed: of the model.
+        batch: one step's.
+        items: of each device; where another has the positive, it is `items`.
+        axis: of the devices.
+    """
     epoch, at = batch.epoch, batch.at
-    user, positive, weight = epoch.user[at], epoch.item[at], epoch.weight[at]
+    user, weight = epoch.user[at], epoch.weight[at]
+    positive = parallel.here(epoch.item[at], items, axis)
     return gather_histories(fixed, user, weight, epoch.slots), positive, weight
 
 
@@ -249,21 +305,23 @@ def _loss(
     gradient: Gradient,
     encode: str,
     user_vector: str,
+    axis: str | None = None,
 ) -> tuple[Array, tuple[Array, Any, dict[str, Array]]]:
     del key  # nothing random inside a step
     encoder = nnx.merge(graphdef, params)
-    histories, positive, weight = unpack(fixed, batch)
+    histories, positive, weight = unpack(fixed, batch, num_items, axis)
 
     features, present = fixed.features, fixed.present
     if encode == "active":
         # The ids that the batch touches, ascending, and each id's place among them.
-        touched = jnp.zeros(num_items, bool).at[positive].set(True)
+        room = len(batch.epoch.active)
+        touched = jnp.zeros(num_items, bool).at[positive].set(True, mode="drop")
         used = histories.row < len(positive)
         touched = touched.at[jnp.where(used, histories.item, num_items)].set(True, mode="drop")
         place = jnp.cumsum(touched) - 1
-        active = jnp.nonzero(touched, size=len(batch.epoch.active), fill_value=0)[0]
+        active = jnp.nonzero(touched, size=room, fill_value=0)[0]
         histories = histories._replace(item=place[histories.item])
-        positive = place[positive]
+        positive = place.at[positive].get(mode="fill", fill_value=room)
         features = batch.features or tuple(x[active] for x in features)
         present = None if present is None else tuple(p[active] for p in present)
 
@@ -277,8 +335,9 @@ def _loss(
         tau=tau,
         gradient=gradient,
         user_vector=user_vector,
+        axis=axis,
     )
-    return total, (count, extra, {})
+    return total, (count / parallel.size(axis), extra, {})
 
 
 def choose(name: str, value: str, choices: Sequence[str]) -> None:
@@ -327,8 +386,13 @@ def prepare(
     encode: str = "all",
     batch_norm: str = "catalogue",
     stream: bool = False,
+    devices: parallel.Devices = parallel.ONE,
+    whole: bool = False,
 ) -> Prepared:
-    """The half of `build` that knows the data; the arguments are explained there."""
+    """The half of `build` that knows the data; the arguments are explained there.
+
+    With `whole` every device gets all histories too, where they are split.
+    """
     choose("encode", encode, ENCODE)
     choose("batch_norm", batch_norm, BATCH_NORM)
     if batch_size < 1:
@@ -349,14 +413,41 @@ def prepare(
     pair_user, pair_item = split.train.user, local[split.train.item]
     histories = Csr.from_pairs(pair_user, pair_item, split.train.num_users)
 
-    def warm_rows(ids: np.ndarray) -> tuple[np.ndarray, ...]:
-        rows = warm[ids]
-        for table in tables:
+    # Of so many items each device knows features and histories; the last ones may not exist.
+    parts = devices.n
+    items = devices.rows(len(warm)) // parts
+    divided = by_part(histories, items, parts) if parts > 1 else histories
+    counts = divided.counts.reshape(parts, histories.rows)
+
+    def warm_rows(ids: np.ndarray, modes: slice = slice(None)) -> tuple[np.ndarray, ...]:
+        for table in tables[modes]:
             check_mapped(table)
+        rows, there = warm[np.minimum(ids, len(warm) - 1)], ids < len(warm)
         return tuple(
-            vectors.unit_rows(np.where(p[rows][:, None], table[rows], 0))
-            for table, p in zip(tables, present, strict=True)
+            vectors.unit_rows(np.where((p[rows] & there)[:, None], table[rows], 0))
+            for table, p in zip(tables[modes], present[modes], strict=True)
         )
+
+    def of_part(part: int) -> np.ndarray:
+        return np.arange(part * items, (part + 1) * items)
+
+    def features(mode: int) -> Array:
+        return devices.stack(lambda part: warm_rows(of_part(part), slice(mode, mode + 1))[0])
+
+    def there(mask: np.ndarray) -> Array:
+        known = np.pad(mask[warm], (0, parts * items - len(warm)))
+        return devices.stack(lambda part: known[of_part(part)])
+
+    def indptr(part: int) -> np.ndarray:
+        ends = divided.indptr[part * histories.rows : (part + 1) * histories.rows + 1]
+        return (ends - ends[0]).astype(np.int32)
+
+    entries_of_part = counts.sum(1)
+
+    def indices(part: int) -> np.ndarray:
+        first = divided.indptr[part * histories.rows]
+        own = divided.indices[first : first + entries_of_part[part]]
+        return np.pad(own, (0, entries_of_part.max() - len(own)))
 
     def moments_of(items: np.ndarray) -> tuple[Moments, ...]:
         return tuple(
@@ -364,27 +455,38 @@ def prepare(
             for table, p in zip(tables, present, strict=True)
         )
 
+    lengths, everything = None, None
+    if devices.mesh is not None:
+        lengths = devices.put(histories.counts.astype(np.int32))
+        if whole:
+            everything = devices.put((histories.indptr.astype(np.int32), histories.indices))
     fixed = Fixed(
-        features=() if stream else jax.tree.map(jnp.asarray, warm_rows(np.arange(len(warm)))),
-        present=tuple(jnp.asarray(p[warm]) for p in present) if some_missing else None,
-        moments=moments_of(warm),
-        indptr=jnp.asarray(histories.indptr, jnp.int32),
-        indices=jnp.asarray(histories.indices),
-        other=moments_of(np.arange(len(local))) if batch_norm == "batch" else None,
+        features=() if stream else tuple(map(features, range(len(modes)))),
+        present=tuple(map(there, present)) if some_missing else None,
+        moments=devices.put(moments_of(warm)),
+        indptr=devices.stack(indptr),
+        indices=devices.stack(indices),
+        other=devices.put(moments_of(np.arange(len(local)))) if batch_norm == "batch" else None,
+        length=lengths,
+        whole=everything,
     )
 
     def represent(params: nnx.State) -> Representations:
         for table in tables:
             check_mapped(table)
-        item = encoders.encode(encoders.trained(params, fixed.served), tables, present)
+        served = fixed.served
+        if devices.mesh is not None:  # one device is enough
+            params, served = parallel.fetch((params, served))
+        item = encoders.encode(encoders.trained(params, served), tables, present)
         return Representations(vectors.history_means(split.train.by_user(), item), item)
 
     def needs(pairs: Pairs) -> tuple[int, int, list[np.ndarray]]:
         """History entries and touched items to make room for, and the items of each step."""
-        ids = []
+        ids, most = [], 0
         if encode == "active":
             ids = list(touched_items(pairs, histories, len(warm)))
-        return history_entries(pairs, histories), max(map(len, ids), default=0), ids
+            most = max(int(np.bincount(rows // items).max()) for rows in ids)
+        return history_entries(pairs, counts), most, ids
 
     # Epochs differ little: room found for one with a margin fits them all, and one shape is one
     # compiled program. An epoch that needs more gets more.
@@ -395,21 +497,30 @@ def prepare(
         pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
         *need, ids = needs(pairs)
         entries, capacity = (r if n <= r else round_up(n) for n, r in zip(need, room, strict=True))
-        slots = np.arange(entries, dtype=np.int32)
-        capacity = min(capacity, len(warm)) if encode == "active" else 0
-        user, item, weight = map(jnp.asarray, pairs)
-        epoch = Epoch(user, item, weight, jnp.asarray(slots), jnp.arange(capacity))
-        indices = [jnp.asarray(i, jnp.int32) for i in range(len(pairs.user))]
-        if not stream:
-            yield from (Batch(epoch, i) for i in indices)
-            return
+        capacity = min(capacity, items) if encode == "active" else 0
+        counters = devices.put([np.arange(n, dtype=np.int32) for n in (entries, capacity)])
+        steps = range(len(pairs.user))
+        known: Iterator[Batch]
+        if devices.mesh is None:
+            epoch = Epoch(*devices.put(pairs), *counters)
+            known = (Batch(epoch, jnp.asarray(i, jnp.int32)) for i in steps)
+        else:  # an epoch is small beside the rest of one device, not beside its part on many
+            first = devices.put(np.int32(0))
+            known = (
+                Batch(Epoch(*devices.put([part[i : i + 1] for part in pairs]), *counters), first)
+                for i in steps
+            )
 
         def streamed() -> Iterator[Batch]:
-            for i, rows in zip(indices, ids, strict=True):
-                padded = np.pad(rows, (0, capacity - len(rows)))
-                yield Batch(epoch, i, jax.tree.map(jnp.asarray, warm_rows(padded)))
+            for batch, rows in zip(known, ids, strict=True):
+                padded = np.zeros((parts, capacity), rows.dtype)
+                part = rows // items
+                padded[part, np.arange(len(rows)) - np.searchsorted(part, part)] = rows
+                features = devices.put(warm_rows(padded.reshape(-1)), split=True)
+                yield batch._replace(features=features)
 
-        yield from prefetch(streamed())
+        made = streamed() if stream else known
+        yield from prefetch(made) if stream or devices.mesh is not None else made
 
     def examples(rng: np.random.Generator, at: int) -> dict[str, np.ndarray]:
         pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
@@ -444,6 +555,7 @@ def build(
     batch_norm: str = "catalogue",
     user_vector: str = "mean",
     stream: bool = False,
+    devices: parallel.Devices = parallel.ONE,
 ) -> Model:
     """SEMCo base on a data set.
 
@@ -463,13 +575,20 @@ def build(
             "batch" those of all items at once (the authors' code). Training is the same.
         user_vector: "mean" of the history, the positive included, or "leave_one_out".
         stream: keep features on the host and send only the rows a step needs (encode="active").
+        devices: that train; of several, each encodes its part of the items, and no other device
+            has their features.
 
     Raises:
         ValueError: for an argument out of range, naming it and the choices.
     """
     check(gradient, user_vector, alpha, positive={"tau": tau}, sizes={"hidden": hidden, "out": out})
     data = prepare(
-        dataset, batch_size=batch_size, encode=encode, batch_norm=batch_norm, stream=stream
+        dataset,
+        batch_size=batch_size,
+        encode=encode,
+        batch_norm=batch_norm,
+        stream=stream,
+        devices=devices,
     )
     shape = encoders.Shape(data.widths, hidden, out, attention_layers)
     graphdef, _ = shape.split()
@@ -484,7 +603,7 @@ def build(
     loss = functools.partial(
         _loss,
         graphdef=graphdef,
-        num_items=len(dataset.split.warm_items),
+        num_items=devices.rows(len(dataset.split.warm_items)) // devices.n,
         alpha=alpha,
         tau=tau,
         gradient=gradient,
@@ -492,4 +611,6 @@ def build(
         user_vector=user_vector,
     )
     sizes = data.steps_per_epoch, data.examples_per_epoch
-    return Model(data.fixed, init, loss, represent, data.batches, *sizes, data.examples)
+    return Model(
+        data.fixed, init, loss, represent, data.batches, *sizes, data.examples, devices, SPLIT
+    )

@@ -42,6 +42,7 @@ alpha may be learned, one per attention head say: an array with 1 at the axis of
 | `sparsemax_loss`, `entmax15_loss` | 2, 1.5 | in z and tau |
 | `linear_entmax_loss`, `linear_softmax_loss` | in [1, 2] | in h, W, tau; h W' is never held whole |
 | `linear_entmax_sum` | in [1, 2] | in h and W: their sum, cheaper to differentiate |
+| `sharded_entmax_sum` | in [1, 2] | in h and W: that sum, the items split over devices |
 
 All take any ``axis`` and ``where`` (the linear losses have their own mask), bfloat16 and float16
 (computed in float32), float64 under x64, and work under jit, vmap, scan, remat and shard_map, in
@@ -84,6 +85,7 @@ from jaxcold.sparse.activations import (
     threshold,
 )
 from jaxcold.sparse.linear import linear_entmax_loss, linear_softmax_loss
+from jaxcold.sparse.linear_sharded import sharded_entmax_sum
 from jaxcold.sparse.linear_sum import linear_entmax_sum
 from jaxcold.sparse.losses import entmax15_loss, entmax_loss, fenchel_young_loss, sparsemax_loss
 
@@ -98,6 +100,7 @@ __all__ = [
     "linear_entmax_sum",
     "linear_softmax_loss",
     "normmax",
+    "sharded_entmax_sum",
     "sparsemax",
     "sparsemax_loss",
     "support_size",

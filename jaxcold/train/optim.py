@@ -127,12 +127,16 @@ def clip_row_norm(max_norm: float, *, first: int = 0) -> optax.GradientTransform
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def sasrec(learning_rate: float, max_delta_norm: float | None) -> optax.GradientTransformation:
+def sasrec(
+    learning_rate: float, max_delta_norm: float | None, *, padding: bool = True
+) -> optax.GradientTransformation:
     """Adam at a constant rate; the rows of the parameter "delta", if there is one, are bounded.
 
     Args:
         learning_rate: constant.
         max_delta_norm: see `clip_row_norm`; None where there is no such parameter.
+        padding: leave row 0 alone. It makes a difference only where the row is not zero, in the
+            published code; and it cannot be told where each device sees a part of the rows.
     """
     adam = optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)
     if max_delta_norm is None:
@@ -141,4 +145,6 @@ def sasrec(learning_rate: float, max_delta_norm: float | None) -> optax.Gradient
     def is_delta(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "delta", params)
 
-    return optax.chain(adam, optax.masked(clip_row_norm(max_delta_norm, first=1), is_delta))
+    return optax.chain(
+        adam, optax.masked(clip_row_norm(max_delta_norm, first=int(padding)), is_delta)
+    )

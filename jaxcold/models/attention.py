@@ -1,0 +1,113 @@
+"""Attention among the tokens of a batch, with the feed-forward layer that follows it.
+
+Tokens are a list; attention alone looks at rectangles, see `jaxcold.data.packing`.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxcold.data.packing import Tokens
+
+INIT = 0.02  # standard deviation of fresh weights
+
+
+@jax.custom_vjp
+def _arrange(x: Array, index: Array, inverse: Array) -> Array:
+    """Rows of x at an index, zeros beyond its end. The two indices undo each other.
+
+    So the derivative is the way back: a gather too, where autodiff would scatter.
+    """
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+def _arrange_forward(x: Array, index: Array, inverse: Array) -> tuple[Array, Any]:
+    return _arrange(x, index, inverse), (index, inverse)
+
+
+def _arrange_backward(indices: Any, cotangent: Array) -> tuple[Array, None, None]:
+    index, inverse = indices
+    return _arrange(cotangent, inverse, index), None, None
+
+
+_arrange.defvjp(_arrange_forward, _arrange_backward)
+
+
+def drop_some(x: Array, rate: float, key: Array | None) -> Array:
+    """Dropout; without a key nothing is dropped."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def split_key(key: Array | None, parts: int) -> list[Array | None]:
+    """As many keys, or as often none."""
+    return [None] * parts if key is None else list(jax.random.split(key, parts))
+
+
+class Block(nnx.Module):
+    """Attention and a feed-forward layer, each with the residual of its normalised input."""
+
+    def __init__(self, dim: int, heads: int, dropout: float, *, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(INIT)
+        # Xavier over the three projections as one [d, 3 d] matrix: what the reference keeps.
+        bound = math.sqrt(6 / (4 * dim))
+
+        def uniform(key: Array, shape: Any, dtype: Any) -> Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        def linear(init: Any) -> nnx.Linear:
+            return nnx.Linear(dim, dim, kernel_init=init, rngs=rngs)
+
+        def norm() -> nnx.LayerNorm:
+            return nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
+
+        self.norm1, self.norm2 = norm(), norm()
+        self.query, self.key, self.value = linear(uniform), linear(uniform), linear(uniform)
+        self.out, self.first, self.second = linear(normal), linear(normal), linear(normal)
+        self.heads = heads
+        self.dropout = dropout
+
+    def __call__(self, x: Array, tokens: Tokens, key: Array | None, additive: bool) -> Array:
+        """[T, d] -> [T, d]; without a key nothing is dropped."""
+        keys = split_key(key, 3)
+        q = self.norm1(x)
+        y = q + self.out(self._attend(q, x, tokens, keys[0], additive))
+        z = self.norm2(y)
+        inner = jax.nn.relu(drop_some(self.first(z), self.dropout, keys[1]))
+        return z + drop_some(self.second(inner), self.dropout, keys[2])
+
+    def _attend(
+        self, q: Array, x: Array, tokens: Tokens, key: Array | None, additive: bool
+    ) -> Array:
+        size = x.shape[1] // self.heads
+        parts = jnp.stack([self.query(q) / math.sqrt(size), self.key(x), self.value(x)], axis=1)
+        index = jnp.concatenate([r.reshape(-1) for r in tokens.rectangles])
+        slots = _arrange(parts, index, tokens.slot)
+        real = tokens.item.at[index].get(mode="fill", fill_value=0) > 0
+        found, start = [], 0
+        for rectangle, drop in zip(
+            tokens.rectangles, split_key(key, len(tokens.rectangles)), strict=True
+        ):
+            n, length = rectangle.shape
+            stop = start + n * length
+            q, k, v = jnp.moveaxis(slots[start:stop].reshape(n, length, 3, self.heads, size), 2, 0)
+            seen = real[start:stop].reshape(n, 1, 1, length)
+            at = jnp.arange(length)
+            before = (at[None, :] <= at[:, None])[None, None]
+            logits = jnp.einsum("nihd,njhd->nhij", q, k)
+            if additive:
+                logits = jnp.where(before, logits + seen, -jnp.inf)
+            else:
+                # A slot without a token sees itself: a row of -inf would be NaN.
+                itself = (at[None, :] == at[:, None])[None, None]
+                logits = jnp.where(before & (seen | itself), logits, -jnp.inf)
+            weights = drop_some(jax.nn.softmax(logits, axis=-1), self.dropout, drop)
+            found.append(jnp.einsum("nhij,njhd->nihd", weights, v).reshape(n * length, -1))
+            start = stop
+        return _arrange(jnp.concatenate(found), tokens.slot, index)
