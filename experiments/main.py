@@ -5,6 +5,9 @@ python -m experiments.main --config=experiments/quickstart.py --workdir=runs/qui
 Exit codes: 0 done; 2 an error, said in one line; 75 stopped by SIGTERM, with all that was done
 saved. After 75, kill -9 or a loss of power the same command goes on, to the same bits; after an
 error too, once its cause is gone.
+
+Several hosts: the same command on each, with --coordinator, --hosts and --host, and a --workdir
+that all of them see. The first writes the reports.
 """
 
 import errno
@@ -24,6 +27,13 @@ from experiments import base
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="FILE.py[:MODEL]")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results; made where it is absent.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a run of another config in --workdir.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "Of several hosts, HOST:PORT of the first; or cluster: what Slurm, Open MPI or Cloud TPU say.",
+)
+HOSTS = flags.DEFINE_integer("hosts", None, "How many hosts work together.", lower_bound=1)
+HOST = flags.DEFINE_integer("host", None, "The number of this one, from 0.", lower_bound=0)
 
 EXAMPLE = "--config=experiments/quickstart.py --workdir=runs/quickstart"
 
@@ -48,6 +58,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             logging.set_verbosity(logging.WARNING)
             # And what Orbax raises it logs too, with a traceback per thread.
             logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+        sys.excepthook = _print_unless_known
         # A config file that cannot be loaded says so when its fields are first asked for.
         if CONFIG.value is not None:
             base.names(CONFIG.value)
@@ -58,6 +69,15 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if names:
             print("valid overrides: " + " ".join(f"--{name}" for name in names), file=sys.stderr)
         sys.exit(2)
+
+
+def _print_unless_known(kind: Any, error: BaseException, where: Any) -> None:
+    """Python's hook, less what TensorStore prints from its threads after a failed write.
+
+    It then calls back into an event loop that Orbax has closed. The failure itself is raised.
+    """
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, where)
 
 
 def _names(argv: Sequence[str]) -> list[str]:
@@ -127,9 +147,36 @@ def of_system(error: OSError) -> str:
 
 def _train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     resolved = base.resolve(config)
+    _start_hosts()
     from experiments import runner  # slow to import: the flags are known to be good now
 
     runner.run(resolved, workdir, overwrite=OVERWRITE.value)
+
+
+def _start_hosts() -> None:
+    """Joins the hosts that the flags name.
+
+    Raises:
+        ConfigError: naming the flag that is wrong.
+    """
+    where, hosts, host = COORDINATOR.value, HOSTS.value, HOST.value
+    if where is None:
+        if hosts is not None or host is not None:
+            raise base.ConfigError("--hosts and --host need --coordinator=HOST:PORT")
+        return
+    from jaxcold import parallel
+
+    if where == "cluster":
+        if hosts is not None or host is not None:
+            raise base.ConfigError("--coordinator=cluster knows --hosts and --host; leave them out")
+        parallel.start()
+        return
+    if hosts is None or host is None or host >= hosts or not re.fullmatch(r"[^:]+:\d+", where):
+        raise base.ConfigError(
+            f"--coordinator={where}: give HOST:PORT, or cluster, with --hosts=N and --host from 0 "
+            "to N - 1"
+        )
+    parallel.start(where, hosts, host)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,11 +6,13 @@ import json
 import math
 import pathlib
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import config_dict
 from rich.console import Console
@@ -39,6 +41,7 @@ class Run(NamedTuple):
     config: config_dict.ConfigDict  # resolved
     task: Task
     workdir: pathlib.Path
+    checkpoints: pathlib.Path  # a folder that all hosts see
     dataset: Any
     slices: Mapping[str, EvalSlice]
     model: Model
@@ -63,16 +66,28 @@ def run(
     Returns:
         What results.json holds.
     """
+    with contextlib.ExitStack() as stack:
+        own = workdir
+        if not parallel.leads():  # this host does what all do, and tells nobody
+            own = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return _run(config, workdir, own, overwrite)
+
+
+def _run(
+    config: config_dict.ConfigDict, workdir: pathlib.Path, own: pathlib.Path, overwrite: bool
+) -> dict[str, Any]:
+    """`run`, whose checkpoints all hosts share; each has a folder of its own for the rest."""
     start = time.monotonic()
-    console, name = Console(), title(config)
+    console, name = Console(quiet=own != workdir), title(config)
     same = rundir.held(workdir) == json.loads(config.to_json())
     if same and (workdir / rundir.RESULTS_FILE).exists() and not overwrite:
         results = json.loads((workdir / rundir.RESULTS_FILE).read_text())
-        rundir.tidy(workdir)
+        if own == workdir:
+            rundir.tidy(workdir)
         _show(config, workdir, results, console)
         console.print("  finished before; --overwrite runs it again")
         return results
-    prepared = _prepare(config, workdir, overwrite, console)
+    prepared = _prepare(config, workdir, own, overwrite, console)
     trained = [_train(prepared, seed) for seed in config.seeds]
     by_seed = [metrics for metrics, _ in trained]
     console.print("evaluating the yardsticks ...")
@@ -85,8 +100,8 @@ def run(
         drawn = f"{mode}{task.drawn}"
         shown = {name: by_seed[0], **{key: metrics[0] for key, metrics in baselines.items()}}
         figure(
-            workdir,
-            report.read_rows(workdir / rundir.ROWS_FILE),
+            own,
+            report.read_rows(own / rundir.ROWS_FILE),
             results,
             {key: metrics[f"test/{drawn}"] for key, metrics in shown.items()},
             name=name,
@@ -97,9 +112,10 @@ def run(
         )
     tests = [where for where in prepared.slices if where.startswith("test/")]
     means = {where: report.seed_means([metrics[where] for metrics in by_seed]) for where in tests}
-    report.write_users(workdir / rundir.USERS_FILE, means)
-    report.write_results(workdir, results, name=name, tables=task.tables)
-    rundir.tidy(workdir)
+    report.write_users(own / rundir.USERS_FILE, means)
+    report.write_results(own, results, name=name, tables=task.tables)
+    parallel.meet("done")  # nobody needs the checkpoints any more
+    rundir.tidy(own)
     _show(config, workdir, results, console)
     return results
 
@@ -142,25 +158,33 @@ def cutoff_of(cutoffs: Collection[int]) -> int:
 
 
 def _prepare(
-    config: config_dict.ConfigDict, workdir: pathlib.Path, overwrite: bool, console: Console
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    own: pathlib.Path,
+    overwrite: bool,
+    console: Console,
 ) -> Run:
     plain = json.loads(config.to_json())
     rundir.check(workdir, plain, overwrite)
     task = tasks.of(config)
     dataset = task.load(config)
     console.print(task.describe(dataset), highlight=False)
-    prepared = setup(config, dataset, task.slices(config, dataset), workdir, console)
+    prepared = setup(config, dataset, task.slices(config, dataset), own, console)
+    prepared = prepared._replace(checkpoints=workdir / rundir.CHECKPOINTS)
     # Only now: bad input leaves the folder as it was.
-    if (workdir / rundir.CHECKPOINTS).exists() and rundir.held(workdir) and not overwrite:
-        if not task.same_split(workdir / rundir.SPLIT_FILE, dataset):
-            raise ConfigError(
-                f"--workdir={workdir}: the data are not those that this run was begun with; name "
-                "another folder, or pass --overwrite to begin again"
-            )
-        rundir.clear_killed(workdir)
-        return prepared
-    rundir.begin(workdir, plain)
-    task.write_split(workdir / rundir.SPLIT_FILE, dataset)
+    begun = (workdir / rundir.CHECKPOINTS).exists() and rundir.held(workdir) and not overwrite
+    if begun and not task.same_split(workdir / rundir.SPLIT_FILE, dataset):
+        raise ConfigError(
+            f"--workdir={workdir}: the data are not those that this run was begun with; name "
+            "another folder, or pass --overwrite to begin again"
+        )
+    parallel.meet("read")  # before the first changes what the others look at
+    if begun:
+        rundir.clear_killed(own)
+    else:
+        rundir.begin(own, plain)
+        task.write_split(own / rundir.SPLIT_FILE, dataset)
+    parallel.meet("begun")
     return prepared
 
 
@@ -175,7 +199,8 @@ def setup(
     task = tasks.of(config)
     model, optimizer = task.build(config, dataset)
     step = make_step(model, optimizer)
-    return Run(config, task, workdir, dataset, slices, model, optimizer, step, console)
+    checkpoints = workdir / rundir.CHECKPOINTS
+    return Run(config, task, workdir, checkpoints, dataset, slices, model, optimizer, step, console)
 
 
 def headline(config: config_dict.ConfigDict) -> str:
@@ -276,15 +301,18 @@ def validate(run: Run, seed: int, *, label: str, on_score: Callable[[int, float]
 
 
 @contextlib.contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process."""
+def _asked_to_stop() -> Iterator[Callable[[int], bool]]:
+    """Whether to stop after so many steps: SIGTERM asks for it, instead of ending the process."""
+    if jax.process_count() > 1:
+        yield parallel.asked_to_stop
+        return
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield event  # only the main thread may handle signals
+        yield lambda done: event.is_set()  # only the main thread may handle signals
         return
     before = signal.signal(signal.SIGTERM, lambda *_: event.set())
     try:
-        yield event
+        yield lambda done: event.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -319,7 +347,7 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
         run.console.print(line, highlight=False, soft_wrap=True)
 
     with contextlib.ExitStack() as stack:
-        folder = workdir / rundir.CHECKPOINTS / f"seed_{seed}"
+        folder = run.checkpoints / f"seed_{seed}"
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(folder, keep=config.checkpoint.keep))
         )
@@ -332,6 +360,7 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
         first = int(state.step)
         before = note.get("seconds", 0.0)
         ended: bool = note.get("ended", False)  # by patience
+        stopped = False  # by SIGTERM
         losses: list[float] = note.get("losses", [])
         measured: dict[str, list[float]] = note.get("measured", {})  # since the last row
         best: dict[str, Any] = note.get("best", {})  # score and epoch, once there is one
@@ -393,8 +422,10 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
             )
 
         def due(done: int) -> bool:
+            nonlocal stopped
+            stopped = asked(done)
             last = done == epochs * steps or ended
-            return stop.is_set() or done % every == 0 or last or done == best_step()
+            return stopped or done % every == 0 or last or done == best_step()
 
         def save(state: TrainState) -> None:
             # Copies: the note is written while training goes on.
@@ -408,7 +439,7 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
                 "best": dict(best),
             }
             checkpoints.save(state, note, best=best_step())
-            if stop.is_set():
+            if stopped:
                 checkpoints.wait()
                 raise StoppedError(
                     f"stopped at step {int(state.step)} of seed {seed}; the same command goes on"
@@ -417,7 +448,7 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
         log = stack.enter_context(report.tensorboard(workdir / "tb" / f"seed_{seed}", first=first))
         try:
             if steps and not ended:
-                with _asked_to_stop() as stop:
+                with _asked_to_stop() as asked:
                     state = train(
                         run,
                         seed,
@@ -429,7 +460,8 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
                         on_due=save,
                     )
                     checkpoints.wait()
-                if stop.is_set():  # after the last step
+                    stopped = asked(int(state.step) + 1)  # after the last step
+                if stopped:
                     raise StoppedError("stopped; the same command goes on")
         except DivergedError as error:
             raise DivergedError(f"{error}, seed {seed}; {_diverged(run, seed, error)}") from None
@@ -444,9 +476,8 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
                 say(f"seed {seed}: best epoch {best['epoch']} of {last}")
         metrics = _evaluate_all(run, lambda part: model.represent(state.params, state.extra, part))
         say(record(last, metrics))
-        run.task.serve(
-            config, run.dataset, model, state.params, workdir / "models" / f"seed_{seed}"
-        )
+        params = parallel.fetch(state.params)
+        run.task.serve(config, run.dataset, model, params, workdir / "models" / f"seed_{seed}")
     return metrics, before
 
 

@@ -168,6 +168,26 @@ def start(address: str | None = None, hosts: int | None = None, host: int | None
     jax.distributed.initialize(address, hosts, host)
 
 
+def leads() -> bool:
+    """Whether this is the only host or the first, which writes what all have found."""
+    return jax.process_index() == 0
+
+
+def meet(where: str) -> None:
+    """Waits until all hosts are there."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def asked_to_stop(done: int) -> bool:
+    """Whether some host got SIGTERM and all of them are to stop after this step.
+
+    To be called on every host after every step, with the number of steps done. JAX takes the signal
+    from the moment on in which the hosts are joined.
+    """
+    return multihost_utils.reached_preemption_sync_point(done)
+
+
 def fetch(tree: Any) -> Any:
     """NumPy copies of arrays, of their whole shapes on every host, wherever their parts are."""
 
@@ -185,7 +205,7 @@ def choose(form: str = "auto", *, shard_items: bool = False, count: int | None =
     Args:
         form: "jit", one device; "pmap" or "shard_map", all of them; "auto": "shard_map" where there
             are several, else "jit". The devices that a CPU simulates share its cores and make
-            nothing faster, so "auto" leaves them alone.
+            nothing faster, so "auto" leaves them alone, unless there are several hosts.
         shard_items: see `Devices`.
         count: devices to use, the first ones; unset, all.
 
@@ -195,9 +215,12 @@ def choose(form: str = "auto", *, shard_items: bool = False, count: int | None =
     if form not in ("auto", *get_args(Form)):
         raise ValueError(f"parallel is one of auto, {', '.join(get_args(Form))}, not {form!r}")
     if form == "auto":
-        several = jax.default_backend() != "cpu" and (count or jax.device_count()) > 1
+        real = jax.default_backend() != "cpu" or jax.process_count() > 1
+        several = real and (count or jax.device_count()) > 1
         form = "shard_map" if several else "jit"
     if form == "jit":
+        if jax.process_count() > 1:
+            raise ValueError("parallel=jit is one device; several hosts need shard_map or pmap")
         return Devices(shard_items=shard_items)
     there = jax.devices()
     if count is not None and not 1 <= count <= len(there):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jaxcold import artifact, estimator
+from jaxcold import artifact, estimator, parallel
 from jaxcold.data import vectors
 from jaxcold.data.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.estimator import distinct, listed, some
@@ -143,7 +143,7 @@ class SEMCo:
             options: how it was trained, for the record; JSON can hold it.
         """
         train, tables = dataset.split.train, dataset.content.tables
-        encoder = encoders.trained(params, model.fixed.served)
+        encoder = encoders.trained(params, parallel.fetch(model.fixed.served))
         warm = np.zeros(len(dataset.item_ids), bool)
         warm[dataset.split.warm_items] = True
         order = np.lexsort((train.item, train.user))

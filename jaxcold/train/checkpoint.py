@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxcold import parallel
 from jaxcold.train.step import TrainState
 from jaxcold.types import DataError
 
@@ -53,7 +54,7 @@ class Checkpoints:
             OSError: if this one, or the one before, cannot be written. Those on disk stay.
         """
         # A copy: the next step gives the state's buffers away.
-        host = jax.tree.map(np.array, state)
+        host = jax.tree.map(np.array, parallel.fetch(state))
         step = int(host.step)
         if best is not None:
             self._stays.best[step] = best
