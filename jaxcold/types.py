@@ -45,14 +45,15 @@ class Csr(NamedTuple):
         order = np.argsort(row, kind="stable")
         indptr = np.zeros(rows + 1, np.int64)
         np.cumsum(np.bincount(row, minlength=rows), out=indptr[1:])
-        return cls(indptr, np.asarray(value)[order].astype(np.int32))
+        return cls(indptr, np.asarray(value)[order].astype(np.int32, copy=False))
 
     def take(self, rows: np.ndarray) -> "Csr":
         """The named rows, in that order."""
-        counts = self.counts[rows]
+        start = self.indptr[rows]
+        counts = self.indptr[np.add(rows, 1)] - start
         indptr = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(counts, out=indptr[1:])
-        at = np.arange(indptr[-1]) + np.repeat(self.indptr[rows] - indptr[:-1], counts)
+        at = np.arange(indptr[-1]) + np.repeat(start - indptr[:-1], counts)
         return Csr(indptr, self.indices[at])
 
 
@@ -116,3 +117,4 @@ class Model(NamedTuple):
     examples: Callable[[np.random.Generator, int], Mapping[str, np.ndarray]] = lambda rng, at: {}
     devices: Any = None  # jaxcold.parallel.Devices on which the arrays are; None: one
     split: Split = Split()
+    in_flight: int = 16  # steps that may wait for the device: few where batches are large

@@ -113,6 +113,12 @@ def step_flops(sizes: Sizes) -> int:
     return 2 * first + 3 * final + 3 * logits
 
 
+def shares(rows: int, longest: float, rng: np.random.Generator) -> np.ndarray:
+    """Frequencies that fall with the root of the rank, from `longest` times the mean, shuffled."""
+    weight = (np.arange(rows) + rows / (4 * longest**2)) ** -0.5
+    return rng.permutation(weight / weight.sum())
+
+
 def generate(sizes: Sizes) -> Dataset:
     """Training pairs with power-law degrees, and content of low rank with noise.
 
@@ -127,12 +133,7 @@ def generate(sizes: Sizes) -> Dataset:
             f"{int(s.users * s.warm / 2 / 0.64)}"
         )
 
-    def shares(rows: int, longest: float) -> np.ndarray:
-        """Frequencies that fall with the root of the rank, from `longest` times the mean."""
-        weight = (np.arange(rows) + rows / (4 * longest**2)) ** -0.5
-        return rng.permutation(weight / weight.sum())
-
-    of_user, of_item = shares(s.users, 20), shares(s.warm, 35)
+    of_user, of_item = shares(s.users, 20, rng), shares(s.warm, 35, rng)
     keys = np.zeros(0, np.int64)
     while len(keys) < count:  # until enough of them are distinct
         drawn = rng.choice(s.users, count, p=of_user) * s.warm

@@ -11,6 +11,9 @@ from jaxcold.types import Csr
 
 T = TypeVar("T")
 
+# Steps by which room is found for all.
+SAMPLE = 256
+
 
 class Pairs(NamedTuple):
     """One epoch of shuffled (user, item) pairs in S batches of B."""
@@ -21,12 +24,30 @@ class Pairs(NamedTuple):
 
 
 def shuffled_pairs(
-    user: np.ndarray, item: np.ndarray, batch_size: int, rng: np.random.Generator
+    user: np.ndarray,
+    item: np.ndarray,
+    batch_size: int,
+    rng: np.random.Generator,
+    most: int | None = None,
 ) -> Pairs:
-    """Shuffles all pairs into batches; the last, short one is padded with its last pair."""
+    """Shuffles all pairs into batches; the last, short one is padded with its last pair.
+
+    Args:
+        user: i32[n].
+        item: i32[n].
+        batch_size: B.
+        rng: decides the order.
+        most: batches that are wanted, the first ones; unset, all.
+    """
+    # Half the memory of the order that `permutation(n)` makes, which is the same.
+    order = rng.permutation(np.arange(len(user), dtype=np.int32))
     steps = -(-len(user) // batch_size)
-    order = np.pad(rng.permutation(len(user)), (0, steps * batch_size - len(user)), mode="edge")
-    weight = (np.arange(steps * batch_size) < len(user)).astype(np.float32)
+    steps = steps if most is None else min(steps, most)
+    places = steps * batch_size
+    order = order[:places]
+    weight = np.ones(places, np.float32)
+    weight[len(order) :] = 0
+    order = np.pad(order, (0, places - len(order)), mode="edge")
     shape = (steps, batch_size)
     return Pairs(user[order].reshape(shape), item[order].reshape(shape), weight.reshape(shape))
 
@@ -37,24 +58,47 @@ def round_up(size: int) -> int:
     return max(8 * int(np.ceil(2 ** (exponent / 4) / 8)), size)
 
 
-def history_entries(pairs: Pairs, counts: np.ndarray) -> int:
-    """The most history entries that the distinct users of any batch have together.
+def room_for(needs: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """Room for many steps from what some of them need: they differ little, a margin does the rest.
 
     Args:
-        pairs: the batches.
+        needs: of each step the same kinds of things.
+    """
+    return tuple(round_up(int(1.1 * max(need))) for need in zip(*needs, strict=True))
+
+
+def history_entries(user: np.ndarray, counts: np.ndarray) -> int:
+    """History entries that the distinct users of a batch have together.
+
+    Args:
+        user: i32[B].
         counts: [users], or [parts, users] where each part of the items is counted alone, and the
             fullest decides.
     """
-    return max(int(counts[..., np.unique(user)].sum(-1).max()) for user in pairs.user)
+    return int(counts[..., np.unique(user)].sum(-1).max())
 
 
-def touched_items(pairs: Pairs, histories: Csr, num_items: int) -> Iterator[np.ndarray]:
-    """For each batch the ascending ids of its items and of its users' histories."""
-    for user, item in zip(pairs.user, pairs.item, strict=True):
-        touched = np.zeros(num_items, bool)
-        touched[item] = True
-        touched[histories.take(user).indices] = True
-        yield np.flatnonzero(touched)
+def touched_items(user: np.ndarray, item: np.ndarray, histories: Csr, num_items: int) -> np.ndarray:
+    """The ascending ids of a batch's items and of its users' histories."""
+    touched = np.zeros(num_items, bool)
+    touched[item] = True
+    touched[histories.take(np.unique(user)).indices] = True
+    return np.flatnonzero(touched)
+
+
+def apart(ids: np.ndarray, items: int, parts: int, room: int) -> np.ndarray:
+    """[parts, room]: ascending ids by part, each part's behind each other, with -1 for the rest.
+
+    Args:
+        ids: of items.
+        items: of each part: part p owns those from ``p * items`` on.
+        parts: their number.
+        room: at least the ids of any part.
+    """
+    part = ids // items
+    own = np.full((parts, room), -1, ids.dtype)
+    own[part, np.arange(len(ids)) - np.searchsorted(part, part)] = ids
+    return own
 
 
 def by_part(histories: Csr, items: int, parts: int) -> Csr:
@@ -65,9 +109,12 @@ def by_part(histories: Csr, items: int, parts: int) -> Csr:
         items: of each part: part p owns those from ``p * items`` on.
         parts: their number.
     """
+    if parts == 1:
+        return histories
     user = np.repeat(np.arange(histories.rows), histories.counts)
     owner, own = np.divmod(histories.indices, items)
-    return Csr.from_pairs(owner * histories.rows + user, own, parts * histories.rows)
+    # In 64 bits, as `user` is: parts times users may need them.
+    return Csr.from_pairs(user + owner * np.int64(histories.rows), own, parts * histories.rows)
 
 
 def prefetch(source: Iterable[T], depth: int = 2) -> Iterator[T]:

@@ -49,12 +49,14 @@ def catalogue_moments(table: np.ndarray, rows: np.ndarray, *, chunk: int = 16384
     width = table.shape[1]
     total = np.zeros(width)
     for at in range(0, len(rows), chunk):
-        total += vectors.unit_rows(table[rows[at : at + chunk]]).sum(0, dtype=np.float64)
+        part = vectors.unit_rows(vectors.take(table, rows[at : at + chunk]))
+        total += part.sum(0, dtype=np.float64)
     mean = total / max(len(rows), 1)
     cov = np.zeros((width, width))
     for at in range(0, len(rows), chunk):
         # Centred before the product: no cancellation, so float32 is enough inside a chunk.
-        part = vectors.unit_rows(table[rows[at : at + chunk]]) - mean.astype(np.float32)
+        part = vectors.unit_rows(vectors.take(table, rows[at : at + chunk]))
+        part -= mean.astype(np.float32)
         cov += part.T @ part
     cov /= max(len(rows), 1)
     return Moments(jnp.asarray(mean, jnp.float32), jnp.asarray(cov, jnp.float32))

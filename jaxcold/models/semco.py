@@ -20,10 +20,12 @@ from jax import Array
 from jaxcold import parallel
 from jaxcold.data import vectors
 from jaxcold.data.batches import (
-    Pairs,
+    SAMPLE,
+    apart,
     by_part,
     history_entries,
     prefetch,
+    room_for,
     round_up,
     shuffled_pairs,
     touched_items,
@@ -416,15 +418,15 @@ def prepare(
     # Of so many items each device knows features and histories; the last ones may not exist.
     parts = devices.n
     items = devices.rows(len(warm)) // parts
-    divided = by_part(histories, items, parts) if parts > 1 else histories
+    divided = by_part(histories, items, parts)
     counts = divided.counts.reshape(parts, histories.rows)
 
     def warm_rows(ids: np.ndarray, modes: slice = slice(None)) -> tuple[np.ndarray, ...]:
         for table in tables[modes]:
             check_mapped(table)
-        rows, there = warm[np.minimum(ids, len(warm) - 1)], ids < len(warm)
+        known = np.where((ids >= 0) & (ids < len(warm)), warm[np.minimum(ids, len(warm) - 1)], -1)
         return tuple(
-            vectors.unit_rows(np.where((p[rows] & there)[:, None], table[rows], 0))
+            vectors.take_unit_rows(table, p, known)
             for table, p in zip(tables[modes], present[modes], strict=True)
         )
 
@@ -480,47 +482,44 @@ def prepare(
         item = encoders.encode(encoders.trained(params, served), tables, present)
         return Representations(vectors.history_means(split.train.by_user(), item), item)
 
-    def needs(pairs: Pairs) -> tuple[int, int, list[np.ndarray]]:
-        """History entries and touched items to make room for, and the items of each step."""
-        ids, most = [], 0
+    def needs(user: np.ndarray, item: np.ndarray) -> tuple[int, int, np.ndarray]:
+        """History entries and touched items that a step makes room for, and these items."""
+        ids, most = np.zeros(0, np.int64), 0
         if encode == "active":
-            ids = list(touched_items(pairs, histories, len(warm)))
-            most = max(int(np.bincount(rows // items).max()) for rows in ids)
-        return history_entries(pairs, counts), most, ids
+            ids = touched_items(user, item, histories, len(warm))
+            most = int(np.bincount(ids // items).max())
+        return history_entries(user, counts), most, ids
 
-    # Epochs differ little: room found for one with a margin fits them all, and one shape is one
-    # compiled program. An epoch that needs more gets more.
-    probe = needs(shuffled_pairs(pair_user, pair_item, batch_size, np.random.default_rng(0)))
-    room = tuple(round_up(int(1.1 * need)) for need in probe[:2])
+    # One shape is one compiled program. A step that needs more gets more, whatever came before.
+    sample = shuffled_pairs(pair_user, pair_item, batch_size, np.random.default_rng(0), SAMPLE)
+    room = room_for(needs(*step)[:2] for step in zip(*sample[:2], strict=True))
+
+    @functools.cache
+    def counter(size: int) -> Array:
+        return devices.put(np.arange(size, dtype=np.int32))
 
     def batches(rng: np.random.Generator) -> Iterator[Batch]:
         pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
-        *need, ids = needs(pairs)
-        entries, capacity = (r if n <= r else round_up(n) for n, r in zip(need, room, strict=True))
-        capacity = min(capacity, items) if encode == "active" else 0
-        counters = devices.put([np.arange(n, dtype=np.int32) for n in (entries, capacity)])
-        steps = range(len(pairs.user))
-        known: Iterator[Batch]
-        if devices.mesh is None:
-            epoch = Epoch(*devices.put(pairs), *counters)
-            known = (Batch(epoch, jnp.asarray(i, jnp.int32)) for i in steps)
-        else:  # an epoch is small beside the rest of one device, not beside its part on many
-            first = devices.put(np.int32(0))
-            known = (
-                Batch(Epoch(*devices.put([part[i : i + 1] for part in pairs]), *counters), first)
-                for i in steps
-            )
+        # An epoch is small beside the rest of one device, not beside its part on many.
+        placed = devices.put(pairs) if devices.mesh is None else None
 
-        def streamed() -> Iterator[Batch]:
-            for batch, rows in zip(known, ids, strict=True):
-                padded = np.zeros((parts, capacity), rows.dtype)
-                part = rows // items
-                padded[part, np.arange(len(rows)) - np.searchsorted(part, part)] = rows
-                features = devices.put(warm_rows(padded.reshape(-1)), split=True)
-                yield batch._replace(features=features)
+        def made() -> Iterator[Batch]:
+            for i, step in enumerate(zip(*pairs[:2], strict=True)):
+                *need, ids = needs(*step)
+                entries, capacity = (
+                    r if n <= r else round_up(n) for n, r in zip(need, room, strict=True)
+                )
+                capacity = min(capacity, items) if encode == "active" else 0
+                epoch = placed or devices.put([part[i : i + 1] for part in pairs])
+                at = devices.put(np.int32(i if placed else 0))
+                features: tuple[Array, ...] = ()
+                if stream:
+                    own = apart(ids, items, parts, capacity)
+                    features = devices.put(warm_rows(own.reshape(-1)), split=True)
+                epoch = Epoch._make((*epoch, counter(entries), counter(capacity)))
+                yield Batch(epoch, at, features)
 
-        made = streamed() if stream else known
-        yield from prefetch(made) if stream or devices.mesh is not None else made
+        yield from prefetch(made()) if stream or devices.mesh is not None else made()
 
     def examples(rng: np.random.Generator, at: int) -> dict[str, np.ndarray]:
         pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
@@ -611,6 +610,7 @@ def build(
         user_vector=user_vector,
     )
     sizes = data.steps_per_epoch, data.examples_per_epoch
-    return Model(
+    model = Model(
         data.fixed, init, loss, represent, data.batches, *sizes, data.examples, devices, SPLIT
     )
+    return model._replace(in_flight=2) if stream else model  # features wait with their step

@@ -12,8 +12,8 @@ import numpy as np
 from jaxcold.train.step import Step, TrainState
 from jaxcold.types import Model
 
-# Steps that may be in flight. Reading a loss this old waits for nothing, and a loss that is not
-# finite is seen this many steps late at most.
+# Steps that may be in flight, if the model has no reason for fewer. Reading a loss this old waits
+# for nothing, and a loss that is not finite is seen this many steps late at most.
 LAG = 16
 
 
@@ -109,7 +109,7 @@ def fit(
                 continue
             state, logs = step(state, model.fixed, batch, key)
             in_flight.append(logs)
-            settle(LAG)
+            settle(min(LAG, model.in_flight))
             if number + 1 == (epoch + 1) * size:
                 settle_all()
                 enough = on_epoch(epoch + 1, state)
