@@ -12,7 +12,7 @@ from jaxcold.types import Csr
 T = TypeVar("T")
 
 # Steps by which room is found for all.
-SAMPLE = 256
+SAMPLE = 1024
 
 
 class Pairs(NamedTuple):
