@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 
 def product(a: jax.Array, b: jax.Array, axes: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
@@ -64,6 +65,26 @@ def check_alpha(alpha: float) -> float:
             "use fenchel_young_loss on the logits"
         )
     return float(alpha)
+
+
+def sum_operands(
+    h: ArrayLike, W: ArrayLike, targets: ArrayLike, alpha: float, tau: float, rows: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The operands of a summed loss as arrays.
+
+    Raises:
+        ValueError: for one of the arguments, naming it and what it may be.
+    """
+    check_alpha(alpha)
+    h, W, targets = (jnp.asarray(a) for a in (h, W, targets))
+    check_operands(h, W, targets)
+    if h.dtype != W.dtype:
+        raise ValueError(f"expected h and W of one dtype, got {h.dtype} and {W.dtype}")
+    if not tau > 0:
+        raise ValueError(f"tau must be a number above 0, got {tau}")
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows must be positive, got {rows}")
+    return h, W, targets
 
 
 def check_operands(h: jax.Array, W: jax.Array, targets: jax.Array) -> None:

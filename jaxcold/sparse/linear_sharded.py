@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxcold.sparse._linear import check_alpha, check_operands, places_of, product
+from jaxcold.sparse._linear import places_of, product, sum_operands
 from jaxcold.sparse.linear import _MAX_STEPS, _newton_move, _power, _sums
 from jaxcold.sparse.linear_sum import tile_rows
 
@@ -81,9 +81,10 @@ def _pass(
         dh, dW = state
         narrow = jnp.where((chosen < rows)[:, None], p, 0).astype(W.dtype)
         dh = dh.at[chosen].set(product(narrow, W, (1, 0), dtype), mode="drop")
-        return dh, dW + product(narrow, part, (0, 0), dtype)
+        return dh, dW + product(part, narrow, (0, 0), dtype)
 
-    zeros = jnp.zeros((rows, d), dtype), jnp.zeros((n, d), dtype)
+    # dW is transposed: what is turned in its product is the narrow operand.
+    zeros = jnp.zeros((rows, d), dtype), jnp.zeros((d, n), dtype)
     if alpha == 1:
 
         def measure(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -132,7 +133,7 @@ def _pass(
     hit = jnp.where(own[:, None], W[at], 0).astype(dtype)
     first = lax.axis_index(axis) == 0
     total = jnp.sum(jnp.where(valid & first, loss, 0)) - jnp.sum(h.astype(dtype) * hit)
-    dW = dW.at[jnp.where(own, at, n)].add(-h.astype(dtype), mode="drop")
+    dW = dW.T.at[jnp.where(own, at, n)].add(-h.astype(dtype), mode="drop")
     return total, dh - hit, dW
 
 
@@ -190,15 +191,9 @@ def sharded_entmax_sum(
     Raises:
         ValueError: if alpha is not a number in [1, 2], or shapes or dtypes do not fit.
     """
-    alpha = check_alpha(alpha)
-    h, W, targets = (jnp.asarray(a) for a in (h, W, targets))
-    check_operands(h, W, targets)
-    if h.dtype != W.dtype:
-        raise ValueError(f"expected h and W of one dtype, got {h.dtype} and {W.dtype}")
-    if not tau > 0:
-        raise ValueError(f"tau must be a number above 0, got {tau}")
-    if rows is not None and rows < 1:
-        raise ValueError(f"rows must be positive, got {rows}")
+    h, W, targets = sum_operands(h, W, targets, alpha, tau, rows)
     there = jnp.ones(W.shape[0], bool) if where is None else jnp.asarray(where)
     size = tile_rows(h.shape[0], W.shape[0]) if rows is None else rows
-    return _sum(h, W, targets, there, _Static(alpha, float(tau), min(size, h.shape[0]), axis))
+    return _sum(
+        h, W, targets, there, _Static(float(alpha), float(tau), min(size, h.shape[0]), axis)
+    )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxcold.sparse._linear import alike, check_alpha, check_operands, places_of, product, zeros
+from jaxcold.sparse._linear import alike, places_of, product, sum_operands, zeros
 from jaxcold.sparse._threshold import How
 from jaxcold.sparse.losses import _Form, _loss_and_p
 
@@ -156,16 +156,8 @@ def linear_entmax_sum(
         >>> print(linear_entmax_sum(h, W, jnp.array([2, -1]), alpha=2.0))
         3.0
     """
-    alpha = check_alpha(alpha)
-    h, W, targets = (jnp.asarray(a) for a in (h, W, targets))
-    check_operands(h, W, targets)
-    if h.dtype != W.dtype:
-        raise ValueError(f"expected h and W of one dtype, got {h.dtype} and {W.dtype}")
-    if not tau > 0:
-        raise ValueError(f"tau must be a number above 0, got {tau}")
-    if rows is not None and rows < 1:
-        raise ValueError(f"rows must be positive, got {rows}")
+    h, W, targets = sum_operands(h, W, targets, alpha, tau, rows)
     count, n = h.shape[0], W.shape[0]
     size = tile_rows(count, n) if rows is None else min(rows, count)
     h, W, targets = alike((h, W, targets))
-    return _compiled(h, W, targets, _Static(alpha, float(tau), size))
+    return _compiled(h, W, targets, _Static(float(alpha), float(tau), size))
