@@ -12,6 +12,7 @@ import pytest
 
 import jaxcold
 from experiments import base, citeulike, clothing, electronics, microlens, onion, quickstart, runner
+from experiments.bench.toy import write_mmrec
 from jaxcold.types import MissingDataError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -36,25 +37,6 @@ def small(config, root=None):
         config.train.update(epochs=2, batch_size=64)
         config.eval.update(cutoffs=(5,))
     return config
-
-
-def write_mmrec(folder, name, modes, *, users=40, items=60, seed=0):
-    """Users of two tastes, items of two kinds, and content that tells the kinds apart."""
-    rng = np.random.default_rng(seed)
-    kind = np.arange(items) % 2
-    rows = [
-        (user, item)
-        for user in range(users)
-        for item in rng.choice(np.flatnonzero(kind == user % 2), size=14, replace=False)
-    ]
-    # Every item in at least one pair: item i belongs to a user of its kind.
-    rows = sorted({*rows, *((int(k), item) for item, k in enumerate(kind))})
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = ["userID\titemID\trating\ttimestamp", *(f"{u}\t{i}\t1\t0" for u, i in rows)]
-    (folder / f"{name}.inter").write_text("\n".join(lines) + "\n")
-    for mode in modes:
-        table = rng.normal(size=(items, 6)) + 2 * kind[:, None]
-        np.save(folder / f"{mode}_feat.npy", table.astype(np.float16))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_main import small, write_mmrec
-from test_resume import PowerCut, cut_after
+from test_main import small
+from test_resume import cut_run
 from test_sasrec import circle
 from test_semco import tiny
 from test_sequential_runs import config_of as sequences_config
-from test_sequential_runs import write_log
 
 from experiments import base, clothing, runner
 from experiments.bench import scaling
+from experiments.bench.toy import write_log, write_mmrec
 from jaxcold import models, parallel
 from jaxcold.eval import report
 from jaxcold.eval.rank import top_k
@@ -335,10 +335,7 @@ def test_a_run_goes_on_with_other_devices(tmp_path, monkeypatch, quick):
     with config.unlocked():
         config.parallel, config.shard_items = "shard_map", True
     every = parallel.choose
-    with monkeypatch.context() as patch:
-        cut_after(patch, 5)
-        with pytest.raises(PowerCut):
-            runner.run(config, tmp_path / "run")
+    cut_run(monkeypatch, 5, config, tmp_path / "run")
     monkeypatch.setattr(parallel, "choose", functools.partial(every, count=2))
     results = runner.run(config, tmp_path / "run")
     for name, wanted in alone["metrics"].items():

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_main import small, write_mmrec
+from test_main import small
 
 from experiments import base, clothing, main, rundir, runner
 from experiments.bench.kill_resume import outcome
+from experiments.bench.toy import write_mmrec
 from jaxcold.data.loading import load
 from jaxcold.eval import report
 from jaxcold.train.checkpoint import Checkpoints
@@ -60,6 +61,14 @@ def cut_after(monkeypatch, steps):
     monkeypatch.setattr(report.Progress, "advance", counted)
 
 
+def cut_run(monkeypatch, steps, config, folder):
+    """Runs until the power fails."""
+    with monkeypatch.context() as patch:
+        cut_after(patch, steps)
+        with pytest.raises(PowerCut):
+            runner.run(config, folder)
+
+
 def assert_same(cut, whole):
     got, wanted = outcome(cut), outcome(whole)
     for part in got.keys() | wanted.keys():
@@ -99,10 +108,7 @@ def test_cut_runs_end_in_the_same_bits(model, data, tmp_path, monkeypatch, capsy
     assert steps > 10
     # Before the first checkpoint, at the end of an epoch, and, for one model, in the second seed.
     for number, cut in enumerate((2, steps, 2 * steps + 5)[: 3 if model == "semco" else 2]):
-        with monkeypatch.context() as patch:
-            cut_after(patch, cut)
-            with pytest.raises(PowerCut):
-                runner.run(config, tmp_path / "cut")
+        cut_run(monkeypatch, cut, config, tmp_path / "cut")
         if number:
             folder = tmp_path / "cut" / rundir.CHECKPOINTS / "seed_0"
             assert len(list(folder.iterdir())) == 2
@@ -136,10 +142,7 @@ def test_a_finished_run_is_shown_again_not_run(data, tmp_path, monkeypatch, caps
 
 def test_overwrite_begins_again(data, tmp_path, monkeypatch, capsys):
     config = config_of(data)
-    with monkeypatch.context() as patch:
-        cut_after(patch, 20)
-        with pytest.raises(PowerCut):
-            runner.run(config, tmp_path / "run")
+    cut_run(monkeypatch, 20, config, tmp_path / "run")
     capsys.readouterr()
     runner.run(config, tmp_path / "run", overwrite=True)
     assert "goes on from" not in capsys.readouterr().out
@@ -147,10 +150,7 @@ def test_overwrite_begins_again(data, tmp_path, monkeypatch, capsys):
 
 def test_another_config_or_other_data_do_not_go_on(data, tmp_path, monkeypatch):
     config = config_of(data)
-    with monkeypatch.context() as patch:
-        cut_after(patch, 20)
-        with pytest.raises(PowerCut):
-            runner.run(config, tmp_path / "run")
+    cut_run(monkeypatch, 20, config, tmp_path / "run")
     with pytest.raises(base.ConfigError, match=r"model\.tau differ"):
         runner.run(base.resolve(_with_tau(config, 5.0)), tmp_path / "run")
     write_mmrec(data, "clothing", ("text",), seed=1)
@@ -166,10 +166,7 @@ def _with_tau(config, tau):
 
 def test_a_damaged_checkpoint_is_named(data, tmp_path, monkeypatch):
     config = config_of(data)
-    with monkeypatch.context() as patch:
-        cut_after(patch, 20)
-        with pytest.raises(PowerCut):
-            runner.run(config, tmp_path / "run")
+    cut_run(monkeypatch, 20, config, tmp_path / "run")
     folder = tmp_path / "run" / rundir.CHECKPOINTS / "seed_0"
     for path in folder.iterdir():
         spoil(path, "cut short")
@@ -180,10 +177,7 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path, monkeypatch):
 
 def test_checkpoints_of_another_config_are_refused(data, tmp_path, monkeypatch):
     config = config_of(data)
-    with monkeypatch.context() as patch:
-        cut_after(patch, 20)
-        with pytest.raises(PowerCut):
-            runner.run(config, tmp_path / "run")
+    cut_run(monkeypatch, 20, config, tmp_path / "run")
     other = _with_tau(config, 5.0)
     (tmp_path / "run" / rundir.CONFIG_FILE).write_text(other.to_json())
     with pytest.raises(base.ConfigError, match="seed_0 is of a run with another config; delete it"):

@@ -12,9 +12,10 @@ import time
 
 import optuna
 import pytest
-from test_main import small, write_mmrec
+from test_main import small
 
 from experiments import base, citeulike, clothing, rundir, runner, search
+from experiments.bench.toy import write_mmrec
 from jaxcold.train.loop import DivergedError
 
 ROOT = pathlib.Path(__file__).parent.parent

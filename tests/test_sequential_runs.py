@@ -8,31 +8,15 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from test_resume import PowerCut, assert_same, cut_after
+from test_resume import assert_same, cut_run
 
 from experiments import amazon_m2, base, beauty, compare, figures, movielens, rundir, runner, zvuk
 from experiments.base import ConfigError
+from experiments.bench.toy import write_log
 from jaxcold.recommender import SEMCo
 from jaxcold.types import MissingDataError
 
 CONFIGS = {"beauty": beauty, "amazon_m2": amazon_m2, "zvuk": zvuk, "movielens": movielens}
-
-
-def write_log(folder, users=60, items=30, seed=0):
-    """Walks around a circle of items, and content that tells where on the circle an item is."""
-    rng = np.random.default_rng(seed)
-    lines = ["userID\titemID\trating\ttimestamp"]
-    for user in range(users):
-        start, first = rng.integers(items), rng.integers(1000)
-        lines += [f"{user}\t{(start + i) % items}\t5\t{first + i}" for i in range(8)]
-    # Items that are taken late alone are cold.
-    for user in range(users, users + 12):
-        lines += [f"{user}\t{items + (user + i) % 3}\t5\t{2000 + i}" for i in range(4)]
-    folder.mkdir(parents=True)
-    (folder / "ml-100k.inter").write_text("\n".join(lines) + "\n")
-    angle = np.arange(items + 3)[:, None] / (items + 3) * 2 * np.pi * np.arange(1, 4)
-    table = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
-    np.save(folder / "text_feat.npy", table.astype(np.float32))
 
 
 @pytest.fixture
@@ -122,10 +106,7 @@ def test_cut_runs_with_patience_end_in_the_same_bits(data, tmp_path, monkeypatch
     run = runner.setup(config, *_loaded(config), tmp_path / "unused", runner.Console())
     steps = run.model.steps_per_epoch
     for cut in (1, steps, steps + 1):
-        with monkeypatch.context() as patch:
-            cut_after(patch, cut)
-            with pytest.raises(PowerCut):
-                runner.run(config, tmp_path / "cut")
+        cut_run(monkeypatch, cut, config, tmp_path / "cut")
     runner.run(config, tmp_path / "cut")
     assert_same(tmp_path / "cut", tmp_path / "whole")
 

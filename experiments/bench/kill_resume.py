@@ -35,6 +35,7 @@ import experiments.items
 import experiments.main
 import experiments.sequences  # with what every process needs imported here, once
 from experiments import runner
+from experiments.bench.toy import write_log, write_mmrec
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMON: dict[str, Any] = {
@@ -74,32 +75,6 @@ class Report(NamedTuple):
     whole_runs: int  # that came to their end in between, or at last
     steps: int  # of a run
     seconds: float  # of the uninterrupted one
-
-
-def write_pairs(folder: pathlib.Path, users: int = 40, items: int = 60) -> None:
-    """Users of two tastes and items of two kinds, which their content tells apart."""
-    rng = np.random.default_rng(0)
-    kind = np.arange(items) % 2
-    own = [rng.choice(np.flatnonzero(kind == u % 2), 14, replace=False) for u in range(users)]
-    # Every item occurs: item i at user 0 or 1, whoever likes its kind.
-    pairs = {(u, i) for u in range(users) for i in own[u]} | {(k, i) for i, k in enumerate(kind)}
-    rows = (f"{user}\t{item}\t1\t0" for user, item in sorted(pairs))
-    lines = ["userID\titemID\trating\ttimestamp", *rows]
-    (folder / "clothing.inter").write_text("\n".join(lines) + "\n")
-    np.save(folder / "text_feat.npy", (rng.normal(size=(items, 6)) + kind[:, None]).astype("f4"))
-
-
-def write_sequences(folder: pathlib.Path, users: int = 120, items: int = 30) -> None:
-    """Walks around a circle of items, a few items late alone."""
-    rng = np.random.default_rng(0)
-    lines = ["userID\titemID\trating\ttimestamp"]
-    for user in range(users):
-        at, since = rng.integers(items), rng.integers(1000)
-        lines += [f"{user}\t{(at + i) % items}\t5\t{since + i}" for i in range(8)]
-    for user in range(users, users + users // 5):
-        lines += [f"{user}\t{items + (user + i) % 3}\t5\t{2000 + i}" for i in range(4)]
-    (folder / "ml-100k.inter").write_text("\n".join(lines) + "\n")
-    np.save(folder / "text_feat.npy", rng.normal(size=(items + 3, 6)).astype("f4"))
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, Any]:
@@ -222,8 +197,10 @@ def measure(model: str, kills: int, seed: int, folder: pathlib.Path) -> Report:
     rng = np.random.default_rng(seed)
     file, options = MODELS[model]
     fields = COMMON | options | {"data.root": folder / "data"}
-    (folder / "data").mkdir()
-    (write_pairs if model == "semco" else write_sequences)(folder / "data")
+    if model == "semco":
+        write_mmrec(folder / "data", "clothing", ("text",))
+    else:
+        write_log(folder / "data", users=120)
     flags = [f"--config={ROOT / file}", *(f"--config.{k}={v}" for k, v in fields.items())]
     log = folder / "log.txt"
     # What is tested is the run, not the compiler: its programs are kept.

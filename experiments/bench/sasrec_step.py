@@ -148,8 +148,8 @@ def generate(sizes: Sizes, lengths: np.ndarray) -> SequenceDataset:
     )
 
 
-def build(dataset: SequenceDataset, sizes: Sizes, alpha: float, reference: bool = False) -> Model:
-    """Content with bounded deltas."""
+def build(dataset: SequenceDataset, sizes: Sizes, alpha: float, **options: Any) -> Model:
+    """Content with bounded deltas; options of `jaxcold.models.sasrec.build` on top."""
     return sasrec.build(
         dataset,
         batch_size=sizes.batch,
@@ -161,7 +161,7 @@ def build(dataset: SequenceDataset, sizes: Sizes, alpha: float, reference: bool 
         blocks=sizes.blocks,
         dropout=sizes.dropout,
         reduce="never",
-        reference=reference,
+        **options,
     )
 
 

@@ -172,21 +172,10 @@ def sasrec(
 ) -> Measured:
     """A step of SASRec; the sizes are those of one device."""
     n = devices.n
-    items = n * sizes.items
-    lengths = sasrec_step.draw_lengths(sizes, 4 * n * sizes.batch)
-    dataset = sasrec_step.generate(sizes._replace(items=items), lengths)
-    model = models.build(
-        "sasrec",
-        dataset,
-        batch_size=n * sizes.batch,
-        alpha=alpha,
-        dim=sizes.dim,
-        max_length=sizes.max_length,
-        blocks=sizes.blocks,
-        dropout=sizes.dropout,
-        reduce="never",
-        devices=devices,
-    )
+    sizes = sizes._replace(items=n * sizes.items, batch=n * sizes.batch)
+    lengths = sasrec_step.draw_lengths(sizes, 4 * sizes.batch)
+    dataset = sasrec_step.generate(sizes, lengths)
+    model = sasrec_step.build(dataset, sizes, alpha, devices=devices)
     batch, program = _compiled(model, optim.sasrec(1e-3, 0.5, padding=False))
     wanted = sasrec_cost(
         n,
