@@ -82,8 +82,7 @@ def _run(
     same = rundir.held(workdir) == json.loads(config.to_json())
     if same and (workdir / rundir.RESULTS_FILE).exists() and not overwrite:
         results = json.loads((workdir / rundir.RESULTS_FILE).read_text())
-        if own == workdir:
-            rundir.tidy(workdir)
+        rundir.tidy(own)
         _show(config, workdir, results, console)
         console.print("  finished before; --overwrite runs it again")
         return results
@@ -351,8 +350,9 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(folder, keep=config.checkpoint.keep))
         )
-        state, note = checkpoints.restore(state, say=say) or (state, {})
-        state = place(model, state)
+        note: dict[str, Any] = {}
+        if (found := checkpoints.restore(state, say=say)) is not None:
+            state, note = place(model, found[0]), found[1]
         if note.get("config", rundir.hash_of(config)) != rundir.hash_of(config):
             raise ConfigError(
                 f"{folder} is of a run with another config; delete it to start this seed again"

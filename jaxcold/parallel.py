@@ -71,7 +71,7 @@ class Devices(NamedTuple):
 
     @property
     def n(self) -> int:
-        """N."""
+        """How many there are."""
         return 1 if self.mesh is None else self.mesh.size
 
     @property
@@ -297,7 +297,7 @@ def _spec(split: bool) -> PartitionSpec:
 
 
 def size(axis: str | None) -> int:
-    """N."""
+    """How many devices there are, n."""
     return 1 if axis is None else lax.axis_size(axis)
 
 
@@ -350,9 +350,17 @@ def here(ids: Array, rows: int, axis: str | None) -> Array:
     return jnp.where((at >= 0) & (at < rows), at, rows)
 
 
-def take(table: Array, at: Array, axis: str | None) -> Array:
-    """Rows of a part at the places of `here`; zeros for what others have."""
-    return table[at] if axis is None else table.at[at].get(mode="fill", fill_value=0)
+def rows(table: Array, at: Array, axis: str | None) -> Array:
+    """This device's share of the rows at m places of a split table: [ceil(m / n), ...].
+
+    Args:
+        table: this device's part.
+        at: i32[m] places of `here`, for the same rows of the whole table on every device.
+        axis: name or None.
+    """
+    if axis is None:
+        return table[at]
+    return scatter_sum(table.at[at].get(mode="fill", fill_value=0), axis)
 
 
 class Collective(NamedTuple):

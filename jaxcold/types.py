@@ -117,4 +117,6 @@ class Model(NamedTuple):
     examples: Callable[[np.random.Generator, int], Mapping[str, np.ndarray]] = lambda rng, at: {}
     devices: Any = None  # jaxcold.parallel.Devices on which the arrays are; None: one
     split: Split = Split()
-    in_flight: int = 16  # steps that may wait for the device: few where batches are large
+    # Steps that may wait for the device, few where batches are large. Reading a loss this old waits
+    # for nothing, and one that is not finite is seen this many steps late at most.
+    in_flight: int = 16

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_main import write_mmrec
 from test_resume import ROOT, a_state, assert_state, config_of
 
 from experiments import base, main, rundir, runner
+from experiments.bench.toy import write_mmrec
 from jaxcold.data.batches import shuffled_pairs
 from jaxcold.eval import report
 from jaxcold.files import check_mapped, write_atomic
 from jaxcold.train.checkpoint import Checkpoints
-from jaxcold.train.loop import LAG, DivergedError, fit
+from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import DataError, Model
 
@@ -129,7 +129,7 @@ def test_a_loss_is_looked_at_in_time_where_nothing_is_saved():
             model,
             make_step(model, optimizer),
             init_state(model, optimizer, 0),
-            epochs=LAG + 2,
+            epochs=model.in_flight + 2,
             seed=0,
             on_step=lambda number, logs: told.append(number),
         )

@@ -138,15 +138,7 @@ def test_golden_logits_loss_gradients(tag, kind, golden, x64):
     np.testing.assert_allclose(logits[kept], expected[kept], atol=1e-12)
 
     fixed = sasrec.Fixed(content)
-    loss = functools.partial(
-        sasrec._loss,
-        graphdef=graphdef,
-        loss="full",
-        alpha=1.0,
-        tau=1.0,
-        negatives=1,
-        calibration=1.0,
-    )
+    loss = full_loss(graphdef)
 
     def mean(state, reference):
         total, (count, _, _) = loss(
@@ -195,19 +187,8 @@ def test_golden_row_zero_drifts_with_trainable_content(golden, x64):
 
 
 def full_loss(graphdef, **options):
-    return functools.partial(
-        sasrec._loss,
-        graphdef=graphdef,
-        **{
-            "loss": "full",
-            "alpha": 1.0,
-            "tau": 1.0,
-            "negatives": 1,
-            "calibration": 1.0,
-            "reference": False,
-            **options,
-        },
-    )
+    objective = sasrec.Objective("full", 1.0, 1.0, 1, 1.0)
+    return functools.partial(sasrec._loss, graphdef=graphdef, objective=objective, **options)
 
 
 def test_golden_training_of_five_steps(golden, x64):
@@ -522,10 +503,7 @@ def test_sampled_softmax_of_many_draws_is_the_full_loss(x64):
         jnp.asarray(drawn),
         jnp.asarray(target),
         len(classes),
-        "sampled",
-        1.0,
-        1.0,
-        1.0,
+        sasrec.Objective("sampled", 1.0, 1.0, len(drawn), 1.0),
     )
     np.testing.assert_allclose(found, full, rtol=2e-2)
 

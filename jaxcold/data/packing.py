@@ -1,5 +1,6 @@
 """Sequences of any length as tokens in a row: batches in which padding costs nothing."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -131,12 +132,7 @@ def packed(inputs: Csr, targets: np.ndarray, room: Room, parts: int = 1) -> Toke
         room: of each share, see `pack`.
         parts: number of shares; their shapes are alike, and places count within a share.
     """
-    shares = [
-        (inputs.take(rows), targets[inputs.indptr[rows[0]] : inputs.indptr[rows[-1] + 1]])
-        if len(rows)
-        else (inputs.take(rows), targets[:0])
-        for rows in np.array_split(np.arange(inputs.rows), parts)
-    ]
+    shares = list(_shares(inputs, targets, np.arange(parts + 1) * inputs.rows // parts))
     found = [pack(*share, room) for share in shares]
     shapes = [(len(t.item), tuple(map(len, t.rectangles))) for t in found]
     if len(set(shapes)) > 1:  # the fullest share decides
@@ -155,12 +151,17 @@ def rectangles(inputs: Csr, targets: np.ndarray, parts: int = 1) -> Tokens:
         parts: see `packed`.
     """
     rows, longest = -(-inputs.rows // parts), int(inputs.counts.max())
-    found = []
-    for part in range(parts):
-        first, last = (min(edge * rows, inputs.rows) for edge in (part, part + 1))
+    shares = _shares(inputs, targets, np.minimum(np.arange(parts + 1) * rows, inputs.rows))
+    return _joined([rectangle(*share, rows, longest, left=True) for share in shares])
+
+
+def _shares(
+    inputs: Csr, targets: np.ndarray, edges: np.ndarray
+) -> Iterator[tuple[Csr, np.ndarray]]:
+    """Runs of rows from each edge to the next, and their targets."""
+    for first, last in itertools.pairwise(edges):
         own = targets[inputs.indptr[first] : inputs.indptr[last]]
-        found.append(rectangle(inputs.take(np.arange(first, last)), own, rows, longest, left=True))
-    return _joined(found)
+        yield inputs.take(np.arange(first, last)), own
 
 
 def _joined(parts: list[Tokens]) -> Tokens:

@@ -5,6 +5,7 @@ import mmap
 import numpy as np
 import scipy.sparse
 
+from jaxcold.files import check_mapped
 from jaxcold.types import Csr
 
 # Numbers read at once: few enough for the processor's cache while they become unit rows.
@@ -27,7 +28,11 @@ def take(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
     Otherwise a table that is read here and there ends up there as a whole. The pages stay in the
     system's cache while it has room for them, and come back from there at little cost.
+
+    Raises:
+        DataError: if the file of a mapped table has gone, see `jaxcold.files.check_mapped`.
     """
+    check_mapped(table)
     rows = np.asarray(table[ids])
     # What others may have written to a mapping must not be lost: only those for reading.
     if getattr(table, "mode", None) == "r" and hasattr(mmap, "MADV_DONTNEED"):
@@ -46,6 +51,9 @@ def take_unit_rows(table: np.ndarray, present: np.ndarray, ids: np.ndarray) -> n
         table: [I, D] features of any float type, possibly memory-mapped.
         present: bool[I]; where False the row is zero, and not read.
         ids: int[n]; -1 for a row of zeros.
+
+    Raises:
+        DataError: see `take`.
     """
     rows = np.zeros((len(ids), table.shape[1]), np.float32)
     known = np.flatnonzero((ids >= 0) & present[ids])

@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxcold.data import packing, questions, vectors
 from jaxcold.data.sequences import SequenceDataset
-from jaxcold.files import check_mapped
 from jaxcold.types import Csr, DataError, Model, Representations
 
 
@@ -49,11 +48,8 @@ def represent(
         )
     modes = []
     for name, table in content.items():
-        check_mapped(table)
-        mode = np.array(table, np.float32)
-        if present is not None:
-            mode[~present[name]] = 0
-        modes.append(vectors.unit_rows(mode))
+        there = np.ones(items, bool) if present is None else present[name]
+        modes.append(vectors.take_unit_rows(np.asanyarray(table), there, np.arange(items)))
     item = vectors.unit_rows(np.concatenate(modes, axis=1))
     return Representations(vectors.history_means(train, item), item)
 

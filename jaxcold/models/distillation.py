@@ -262,7 +262,7 @@ def _loss(
         seen = own_rows(average)
         rows = encoder.student(seen)
         at = parallel.here(ids, own_items, axis)
-        compared = semco.batch_rows(rows, at, axis), semco.batch_rows(seen, at, axis)
+        compared = parallel.rows(rows, at, axis), parallel.rows(seen, at, axis)
         return rows, seen, compared, kept
 
     def study() -> tuple[Array, Array]:
@@ -280,7 +280,7 @@ def _loss(
 
         def scores(rows: Array, tau: float) -> Array:
             users = semco.user_vectors(rows, histories, None, axis)
-            columns = parallel.gather(semco.batch_rows(rows, positive, axis), axis)
+            columns = parallel.gather(parallel.rows(rows, positive, axis), axis)
             return semco.logits(users / (tau**2 if alpha > 1 else tau), columns, bias)
 
         # One search over all four: it is compiled once.

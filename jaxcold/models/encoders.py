@@ -239,16 +239,19 @@ def encode(
 
     Returns:
         f32[n, out] unit rows.
+
+    Raises:
+        DataError: if the file of a mapped table has gone.
     """
     count = len(tables[0])
     blocks = []
     for at in range(0, count, BLOCK):
-        there = [np.asarray(p[at : at + BLOCK]) for p in present]
+        ids = np.arange(at, min(at + BLOCK, count))
+        there = [np.asarray(p)[ids] for p in present]
         rows = [
-            vectors.unit_rows(np.where(p[:, None], table[at : at + BLOCK], 0))
-            for table, p in zip(tables, there, strict=True)
+            vectors.take_unit_rows(table, p, ids) for table, p in zip(tables, present, strict=True)
         ]
-        pad = BLOCK - len(there[0])
+        pad = BLOCK - len(ids)
         block = _embed_block(
             *encoder,
             tuple(np.pad(x, ((0, pad), (0, 0))) for x in rows),

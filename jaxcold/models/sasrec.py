@@ -115,10 +115,19 @@ class Fixed(NamedTuple):
     content: Array | None  # f32[warm + 1, d] unit rows, row 0 zero
 
 
-def _look_up(table: Array, ids: Array, axis: str | None) -> Array:
+class Objective(NamedTuple):
+    """What is minimised; the fields are explained at `build`."""
+
+    loss: Loss
+    alpha: float
+    tau: float
+    negatives: int
+    calibration: float
+
+
+def _look_up(table: Array, ids: Array, axis: str) -> Array:
     """Rows of a table that is split over the devices, for this device's own ids."""
-    at = parallel.here(parallel.gather(ids, axis), table.shape[0], axis)
-    return parallel.scatter_sum(parallel.take(table, at, axis), axis)
+    return parallel.rows(table, parallel.here(parallel.gather(ids, axis), len(table), axis), axis)
 
 
 def _loss(
@@ -129,11 +138,7 @@ def _loss(
     key: Array,
     *,
     graphdef: nnx.GraphDef,
-    loss: Loss,
-    alpha: float,
-    tau: float,
-    negatives: int,
-    calibration: float,
+    objective: Objective,
     reference: bool,
     items: int = 0,
     shard_items: bool = False,
@@ -145,9 +150,7 @@ def _loss(
     if axis is not None:  # what is dropped differs from device to device, what is drawn does not
         drop = jax.random.fold_in(drop, parallel.index(axis))
     if shard_items and axis is not None:
-        return _split_loss(
-            model, table, tokens, drop, draw, loss, alpha, tau, negatives, calibration, items, axis
-        )
+        return _split_loss(model, table, tokens, drop, draw, objective, items, axis)
     if reference:
         # The published code keeps the gradient from row 0, except in the product with the hidden
         # states where the table is trained from content.
@@ -160,15 +163,13 @@ def _loss(
     else:
         classes = classes[1 : items + 1] if shard_items else classes[1:]
         target = tokens.target - 1
-    if loss == "full":
-        total = linear_entmax_sum(hidden, classes, target, alpha, tau=tau)
+    if objective.loss == "full":
+        total = linear_entmax_sum(hidden, classes, target, objective.alpha, tau=objective.tau)
     else:
-        drawn = jax.random.randint(draw, (negatives,), 0, classes.shape[0])
-        right = classes[jnp.clip(target, 0, classes.shape[0] - 1)]
-        rows = right, classes[drawn]
-        total = _sampled(
-            hidden, *rows, drawn, target, classes.shape[0], loss, alpha, tau, calibration
-        )
+        count_all = classes.shape[0]
+        drawn = jax.random.randint(draw, (objective.negatives,), 0, count_all)
+        rows = classes[jnp.clip(target, 0, count_all - 1)], classes[drawn]
+        total = _sampled(hidden, *rows, drawn, target, count_all, objective)
     return total, (count, extra, {})
 
 
@@ -178,38 +179,32 @@ def _split_loss(
     tokens: Tokens,
     drop: Array,
     draw: Array,
-    loss: Loss,
-    alpha: float,
-    tau: float,
-    negatives: int,
-    calibration: float,
+    objective: Objective,
     items: int,
     axis: str,
 ) -> tuple[Array, tuple[Array, tuple[()], dict[str, Array]]]:
     """As `_loss`, of this device's tokens where each device has some rows of the table."""
     hidden = model.hidden(_look_up(table, tokens.item, axis), tokens, drop)
-    if loss == "full":
+    if objective.loss == "full":
         # By their rows in the whole table: 0 is no item, and beyond the last item there is nothing.
         row = parallel.index(axis) * len(table) + jnp.arange(len(table))
         total = sharded_entmax_sum(
             parallel.gather(hidden, axis),
             table,
             parallel.gather(jnp.where(tokens.target > 0, tokens.target, -1), axis),
-            alpha,
+            objective.alpha,
             axis=axis,
             where=(row > 0) & (row <= items),
-            tau=tau,
+            tau=objective.tau,
         )
     else:
-        drawn = jax.random.randint(draw, (negatives,), 0, items)
-        at = parallel.here(drawn + 1, len(table), axis)
-        wrong = parallel.scatter_sum(parallel.take(table, at, axis), axis)
+        drawn = jax.random.randint(draw, (objective.negatives,), 0, items)
+        wrong = parallel.rows(table, parallel.here(drawn + 1, len(table), axis), axis)
         rows = (
             _look_up(table, jnp.maximum(tokens.target, 1), axis),
-            parallel.gather(wrong, axis)[:negatives],
+            parallel.gather(wrong, axis)[: objective.negatives],
         )
-        target = tokens.target - 1
-        total = _sampled(hidden, *rows, drawn, target, items, loss, alpha, tau, calibration)
+        total = _sampled(hidden, *rows, drawn, tokens.target - 1, items, objective)
     return total, (jnp.sum(tokens.target > 0, dtype=hidden.dtype), (), {})
 
 
@@ -224,10 +219,7 @@ def _sampled(
     drawn: Array,
     target: Array,
     items: int,
-    loss: str,
-    alpha: float,
-    tau: float,
-    calibration: float,
+    objective: Objective,
 ) -> Array:
     """Sum of a loss over the target and some items drawn uniformly, the same for all tokens.
 
@@ -235,7 +227,7 @@ def _sampled(
     raised by the logarithm of how many items each stands for. "gbce" is the binary cross-entropy
     of gSASRec (Petrov and Macdonald, RecSys 2023), its positive term weighted by beta.
     """
-    negatives = len(drawn)
+    loss, alpha, tau, negatives, calibration = objective
     at = jnp.clip(target, 0, items - 1)
     right = jnp.sum(hidden * right_rows, axis=1)
     wrong = hidden @ wrong_rows.T
@@ -445,11 +437,7 @@ def build(
     bound = functools.partial(
         _loss,
         graphdef=graphdef,
-        loss=loss,
-        alpha=alpha,
-        tau=tau,
-        negatives=negatives,
-        calibration=calibration,
+        objective=Objective(loss, alpha, tau, negatives, calibration),
         reference=reference,
         items=warm,
         shard_items=devices.shard_items,

@@ -31,7 +31,6 @@ from jaxcold.data.batches import (
     touched_items,
 )
 from jaxcold.data.dataset import Dataset
-from jaxcold.files import check_mapped
 from jaxcold.models import encoders
 from jaxcold.models.layers import Moments, catalogue_moments, unit_rows
 from jaxcold.sparse import fenchel_young_loss
@@ -222,17 +221,6 @@ def user_vectors(
     return unit_rows(jnp.where((length > 0)[:, None], mean, 0.0))
 
 
-def batch_rows(rows: Array, at: Array, axis: str | None = None) -> Array:
-    """The device's share of the rows at B places of a table that is split, [b, d].
-
-    Args:
-        rows: [n, d] this device's part.
-        at: i32[B] places in this part; beyond its end what other devices have.
-        axis: of the devices.
-    """
-    return parallel.scatter_sum(parallel.take(rows, at, axis), axis)
-
-
 def contrast(
     rows: Array,
     histories: Histories,
@@ -260,7 +248,7 @@ def contrast(
             of all; the sum of the weights is that of the whole batch.
     """
     leave_out = user_vector == "leave_one_out"
-    targets = batch_rows(rows, positive, axis)
+    targets = parallel.rows(rows, positive, axis)
     users = user_vectors(rows, histories, targets if leave_out else None, axis)
     losses = sampled_entmax(
         users,
@@ -378,6 +366,7 @@ class Prepared(NamedTuple):
     examples_per_epoch: int
     represent: Callable[[nnx.State], Representations]
     widths: tuple[int, ...]  # features of each mode
+    items: int  # that each device encodes
     examples: Callable[[np.random.Generator, int], dict[str, np.ndarray]]  # of `Model`
 
 
@@ -421,20 +410,15 @@ def prepare(
     divided = by_part(histories, items, parts)
     counts = divided.counts.reshape(parts, histories.rows)
 
-    def warm_rows(ids: np.ndarray, modes: slice = slice(None)) -> tuple[np.ndarray, ...]:
-        for table in tables[modes]:
-            check_mapped(table)
+    def warm_rows(mode: int, ids: np.ndarray) -> np.ndarray:
         known = np.where((ids >= 0) & (ids < len(warm)), warm[np.minimum(ids, len(warm) - 1)], -1)
-        return tuple(
-            vectors.take_unit_rows(table, p, known)
-            for table, p in zip(tables[modes], present[modes], strict=True)
-        )
+        return vectors.take_unit_rows(tables[mode], present[mode], known)
 
     def of_part(part: int) -> np.ndarray:
         return np.arange(part * items, (part + 1) * items)
 
     def features(mode: int) -> Array:
-        return devices.stack(lambda part: warm_rows(of_part(part), slice(mode, mode + 1))[0])
+        return devices.stack(lambda part: warm_rows(mode, of_part(part)))
 
     def there(mask: np.ndarray) -> Array:
         known = np.pad(mask[warm], (0, parts * items - len(warm)))
@@ -474,8 +458,6 @@ def prepare(
     )
 
     def represent(params: nnx.State) -> Representations:
-        for table in tables:
-            check_mapped(table)
         served = fixed.served
         if devices.mesh is not None:  # one device is enough
             params, served = parallel.fetch((params, served))
@@ -514,8 +496,9 @@ def prepare(
                 at = devices.put(np.int32(i if placed else 0))
                 features: tuple[Array, ...] = ()
                 if stream:
-                    own = apart(ids, items, parts, capacity)
-                    features = devices.put(warm_rows(own.reshape(-1)), split=True)
+                    own = apart(ids, items, parts, capacity).reshape(-1)
+                    found = tuple(warm_rows(mode, own) for mode in range(len(modes)))
+                    features = devices.put(found, split=True)
                 epoch = Epoch._make((*epoch, counter(entries), counter(capacity)))
                 yield Batch(epoch, at, features)
 
@@ -536,6 +519,7 @@ def prepare(
         len(pair_user),
         represent,
         tuple(table.shape[1] for table in tables),
+        items,
         examples,
     )
 
@@ -602,7 +586,7 @@ def build(
     loss = functools.partial(
         _loss,
         graphdef=graphdef,
-        num_items=devices.rows(len(dataset.split.warm_items)) // devices.n,
+        num_items=data.items,
         alpha=alpha,
         tau=tau,
         gradient=gradient,

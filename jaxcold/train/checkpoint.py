@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -76,7 +75,9 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest state that can be read, and its note; None where there is none.
 
-        Newer ones that cannot be read are deleted: the run comes by their steps again.
+        Its arrays are NumPy's: `jaxcold.train.step.place` puts them where they belong, in their
+        parts where no device is to have all of them. Newer checkpoints that cannot be read are
+        deleted: the run comes by their steps again.
 
         Args:
             like: a state of the same shapes.
@@ -100,7 +101,7 @@ class Checkpoints:
                     f"that of step {number} takes its place"
                 )
                 self._manager.delete(newer)
-            return jax.tree.map(jnp.array, found), note
+            return found, note
         if not damaged:
             return None
         number, reason = next(iter(damaged.items()))
@@ -156,7 +157,7 @@ class Checkpoints:
             ) from None
 
     def _clear(self) -> None:
-        if jax.process_index() == 0:
+        if parallel.leads():
             for path in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -12,10 +12,6 @@ import numpy as np
 from jaxcold.train.step import Step, TrainState
 from jaxcold.types import Model
 
-# Steps that may be in flight, if the model has no reason for fewer. Reading a loss this old waits
-# for nothing, and a loss that is not finite is seen this many steps late at most.
-LAG = 16
-
 
 class DivergedError(FloatingPointError):
     """The loss is not finite, or the parameters are not.
@@ -68,7 +64,7 @@ def fit(
             so is the state, as it is for `on_epoch`.
 
     Raises:
-        DivergedError: naming the step, at most `LAG` steps after it.
+        DivergedError: naming the step, at most `Model.in_flight` steps after it.
     """
     key = jax.random.key(seed)
     first = done = int(state.step)
@@ -109,7 +105,7 @@ def fit(
                 continue
             state, logs = step(state, model.fixed, batch, key)
             in_flight.append(logs)
-            settle(min(LAG, model.in_flight))
+            settle(model.in_flight)
             if number + 1 == (epoch + 1) * size:
                 settle_all()
                 enough = on_epoch(epoch + 1, state)

@@ -39,8 +39,11 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int)
 
 
 def place(model: Model, state: TrainState) -> TrainState:
-    """A state from elsewhere, such as a checkpoint, on the model's devices."""
-    return (model.devices or parallel.ONE).put(state, model.split.state)
+    """A copy of a state from elsewhere, such as a checkpoint, on the model's devices."""
+    devices = model.devices or parallel.ONE
+    if devices.mesh is None:
+        return jax.tree.map(jnp.array, state)
+    return devices.put(state, model.split.state)
 
 
 def make_step(model: Model, optimizer: optax.GradientTransformation) -> Step:
