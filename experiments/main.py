@@ -121,6 +121,10 @@ def command(argv: Sequence[str], job: Job) -> int:
             return stop(error)
         except OSError as error:
             return stop(of_system(error))
+        except RuntimeError as error:  # what JAX raises when a host does not answer
+            if COORDINATOR.value is None:
+                raise
+            return stop(f"another host has ended, or cannot be reached: {_one_line(error)}")
     except base.StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED
@@ -181,7 +185,13 @@ def _start_hosts() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment of the flags; returns the exit code."""
-    return command(argv, _train)
+    code = command(argv, _train)
+    if code == 2 and COORDINATOR.value is not None:
+        # Without a farewell, for which this host would wait for those that wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -61,6 +61,9 @@ Form = Literal["jit", "pmap", "shard_map"]
 # that its shape, and with it a checkpoint, is the same on 1 and on 1024 devices.
 _MOST_PARTS = 1024
 
+# Bytes that hosts send each other at once, all of which is on every device for a moment.
+_PIECE = 1 << 26
+
 
 class Devices(NamedTuple):
     """The devices of a run; by default the one that JAX takes."""
@@ -188,13 +191,61 @@ def asked_to_stop(done: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(done)
 
 
+def share_of_host(count: int, multiple: int = 1) -> tuple[int, int]:
+    """This host's rows of `count`, from the first to before the last: runs of whole multiples."""
+    hosts, host = jax.process_count(), jax.process_index()
+    size = -(-count // (hosts * multiple)) * multiple
+    return min(host * size, count), min((host + 1) * size, count)
+
+
+def takes(number: int) -> bool:
+    """Whether a piece of work is this host's, where they take turns."""
+    return number % jax.process_count() == jax.process_index()
+
+
+def exchange(rows: np.ndarray) -> list[np.ndarray]:
+    """What each host has, on all of them, in the order of the hosts; to be called on every host.
+
+    It travels in pieces: no device holds more than one, however long it is.
+
+    Args:
+        rows: [n, ...]; n differs from host to host, and nothing else.
+    """
+    hosts = jax.process_count()
+    if hosts == 1:
+        return [rows]
+    counts = multihost_utils.process_allgather(np.int32(len(rows)))
+    found = [np.empty((count, *rows.shape[1:]), rows.dtype) for count in counts]
+    # As bytes: JAX would make 32 bits of 64.
+    wide = math.prod(rows.shape[1:]) * rows.itemsize
+    most = int(max(counts))
+    piece = np.zeros((max(1, min(most, _PIECE // max(wide * hosts, 1))), wide), np.uint8)
+    own = np.ascontiguousarray(rows).reshape(len(rows), wide // rows.itemsize).view(np.uint8)
+    for start in range(0, most, len(piece)):
+        part = own[start : start + len(piece)]
+        piece[: len(part)] = part
+        for whole, theirs in zip(found, multihost_utils.process_allgather(piece), strict=True):
+            room = whole[start : start + len(piece)]
+            room[...] = theirs[: len(room)].view(rows.dtype).reshape(room.shape)
+    return found
+
+
 def fetch(tree: Any) -> Any:
-    """NumPy copies of arrays, of their whole shapes on every host, wherever their parts are."""
+    """NumPy copies of arrays, of their whole shapes on every host, wherever their parts are.
+
+    On several hosts to be called by all of them.
+    """
 
     def leaf(x: Any) -> np.ndarray:
-        if isinstance(x, Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-        return np.asarray(x)
+        if not isinstance(x, Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        parts = {part.index[0].start or 0: np.asarray(part.data) for part in x.addressable_shards}
+        at = np.concatenate([start + np.arange(len(part)) for start, part in parts.items()])
+        whole = np.empty(x.shape, x.dtype)
+        rows = exchange(np.concatenate(list(parts.values())))
+        for places, part in zip(exchange(at), rows, strict=True):
+            whole[places] = part
+        return whole
 
     return jax.tree.map(leaf, tree)
 

@@ -257,7 +257,8 @@ def measure(sizes: Sizes, steps: int) -> Measured:
         histories = Csr(np.asarray(model.fixed.indptr, np.int64), np.asarray(model.fixed.indices))
         warm = len(dataset.split.warm_items)
         active = [
-            len(touched_items(*step, histories, warm)) for step in zip(users, items, strict=True)
+            len(touched_items(item, histories.take(np.unique(user)).indices, warm))
+            for user, item in zip(users, items, strict=True)
         ]
         return Measured(
             sizes=sizes,

@@ -7,8 +7,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxcold.types import Csr
-
 T = TypeVar("T")
 
 # Steps by which room is found for all.
@@ -67,22 +65,11 @@ def room_for(needs: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(round_up(int(1.1 * max(need))) for need in zip(*needs, strict=True))
 
 
-def history_entries(user: np.ndarray, counts: np.ndarray) -> int:
-    """History entries that the distinct users of a batch have together.
-
-    Args:
-        user: i32[B].
-        counts: [users], or [parts, users] where each part of the items is counted alone, and the
-            fullest decides.
-    """
-    return int(counts[..., np.unique(user)].sum(-1).max())
-
-
-def touched_items(user: np.ndarray, item: np.ndarray, histories: Csr, num_items: int) -> np.ndarray:
-    """The ascending ids of a batch's items and of its users' histories."""
+def touched_items(item: np.ndarray, taken: np.ndarray, num_items: int) -> np.ndarray:
+    """The ascending ids of a batch's items and of those its users have taken."""
     touched = np.zeros(num_items, bool)
     touched[item] = True
-    touched[histories.take(np.unique(user)).indices] = True
+    touched[taken] = True
     return np.flatnonzero(touched)
 
 
@@ -99,22 +86,6 @@ def apart(ids: np.ndarray, items: int, parts: int, room: int) -> np.ndarray:
     own = np.full((parts, room), -1, ids.dtype)
     own[part, np.arange(len(ids)) - np.searchsorted(part, part)] = ids
     return own
-
-
-def by_part(histories: Csr, items: int, parts: int) -> Csr:
-    """Histories taken apart by item: row ``part * users + user`` holds the part's own ids.
-
-    Args:
-        histories: of the users.
-        items: of each part: part p owns those from ``p * items`` on.
-        parts: their number.
-    """
-    if parts == 1:
-        return histories
-    user = np.repeat(np.arange(histories.rows), histories.counts)
-    owner, own = np.divmod(histories.indices, items)
-    # In 64 bits, as `user` is: parts times users may need them.
-    return Csr.from_pairs(user + owner * np.int64(histories.rows), own, parts * histories.rows)
 
 
 def prefetch(source: Iterable[T], depth: int = 2) -> Iterator[T]:

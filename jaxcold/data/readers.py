@@ -5,6 +5,7 @@ Every complaint is one :class:`DataError` line: the place (file, and the line of
 """
 
 import csv
+import io
 import os
 import re
 import warnings
@@ -12,9 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 import numpy as np
 import pandas as pd
 
+from jaxcold import parallel
 from jaxcold.data.dataset import PARTS, ColdSplit, ContentFeatures, Interactions
 from jaxcold.data.splits import checked_split
 from jaxcold.types import DataError, MissingDataError
@@ -310,28 +313,76 @@ def _check_used(path: Path, field: str, ids: np.ndarray) -> None:
 def read_integers(
     path: Path, separator: str, required: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """i64 columns of a separated text file with a header line."""
+    """i64 columns of a separated text file with a header line.
+
+    Several hosts read a share of the lines each, and tell one another.
+    """
     header = read_header(path, separator, required)
     wanted = [name for name in (*required, *optional) if name in header]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            frame = pd.read_csv(
-                path,
-                sep=separator,
-                header=None,
-                names=header,
-                skiprows=1,
-                index_col=False,
-                dtype={name: np.int64 if name in wanted else str for name in header},
-                quoting=csv.QUOTE_NONE,
-                encoding="utf-8",
-            )
-    except (ValueError, OverflowError, Warning) as error:
-        _explain(path, separator, header, wanted, error)
-    if not len(frame):
+    known: list[np.ndarray] = []
+    if jax.process_count() > 1:
+        known = _read_in_shares(path, separator, header, wanted)
+    if not known:
+        try:
+            known = _parsed(path, separator, header, wanted)
+        except (ValueError, OverflowError, Warning) as error:
+            _explain(path, separator, header, wanted, error)
+    if not len(known[0]):
         raise DataError(f"{path}: has a header but no rows; write one line per interaction")
-    return {name: frame[name].to_numpy() for name in wanted}
+    return dict(zip(wanted, known, strict=True))
+
+
+def _read_in_shares(
+    path: Path, separator: str, header: list[str], wanted: list[str]
+) -> list[np.ndarray]:
+    """The columns, of which this host has read a share; none where a host could not read its own.
+
+    To be called on every host.
+    """
+    hosts, host = jax.process_count(), jax.process_index()
+    with open(path, "rb") as file:
+        file.readline()
+        begin, end = file.tell(), file.seek(0, os.SEEK_END)
+
+        def edge(host: int) -> int:
+            """Where the first line begins that does so in this host's bytes, or after them."""
+            if host == 0:
+                return begin
+            file.seek(begin + (end - begin) * host // hosts - 1)
+            file.readline()
+            return file.tell()
+
+        first, last = edge(host), edge(host + 1) if host + 1 < hosts else end
+        file.seek(first)
+        share = io.BytesIO(b"0\n" + file.read(last - first))
+    try:
+        columns = np.stack(_parsed(share, separator, header, wanted))
+    except (ValueError, OverflowError, Warning):
+        columns = None
+    if any(bad.any() for bad in parallel.exchange(np.array([columns is None]))):
+        return []  # read as a whole, what is wrong has its line
+    assert columns is not None
+    return list(np.concatenate(parallel.exchange(columns.T)).T)
+
+
+def _parsed(
+    source: Path | io.BytesIO, separator: str, header: list[str], wanted: list[str]
+) -> list[np.ndarray]:
+    """The wanted columns below the first line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frame = pd.read_csv(
+            source,
+            sep=separator,
+            header=None,
+            names=header,
+            skiprows=1,
+            index_col=False,
+            dtype={name: np.int64 if name in wanted else str for name in header},
+            quoting=csv.QUOTE_NONE,
+            encoding="utf-8",
+        )
+    return [frame[name].to_numpy() for name in wanted]
 
 
 def read_header(path: Path, separator: str, required: Sequence[str]) -> list[str]:

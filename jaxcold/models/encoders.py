@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from jaxcold import parallel
 from jaxcold.data import vectors
 from jaxcold.models.layers import Affine, Dense, ModalityFusion, Moments, NormedDense, unit_rows
 
@@ -228,7 +229,11 @@ def trained(params: nnx.State, moments: tuple[Moments, ...]) -> Encoder:
 
 
 def encode(
-    encoder: Encoder, tables: Sequence[np.ndarray], present: Sequence[np.ndarray]
+    encoder: Encoder,
+    tables: Sequence[np.ndarray],
+    present: Sequence[np.ndarray],
+    *,
+    together: bool = False,
 ) -> np.ndarray:
     """Embeds items in blocks of one compiled shape: the same bits alone or in any company.
 
@@ -236,6 +241,7 @@ def encode(
         encoder: trained.
         tables: M arrays [n, D_m] of raw features of any float type, possibly memory-mapped.
         present: M arrays bool[n]; where False the item lacks the mode.
+        together: of several hosts, all of which call this, each embeds a share of the items.
 
     Returns:
         f32[n, out] unit rows.
@@ -244,18 +250,18 @@ def encode(
         DataError: if the file of a mapped table has gone.
     """
     count = len(tables[0])
-    blocks = []
-    for at in range(0, count, BLOCK):
-        ids = np.arange(at, min(at + BLOCK, count))
-        there = [np.asarray(p)[ids] for p in present]
-        rows = [
+    first, end = parallel.share_of_host(count, BLOCK) if together else (0, count)
+
+    def block(start: int) -> np.ndarray:
+        ids = np.arange(start, start + BLOCK)
+        ids[ids >= end] = -1
+        rows = tuple(
             vectors.take_unit_rows(table, p, ids) for table, p in zip(tables, present, strict=True)
-        ]
-        pad = BLOCK - len(ids)
-        block = _embed_block(
-            *encoder,
-            tuple(np.pad(x, ((0, pad), (0, 0))) for x in rows),
-            tuple(np.pad(p, (0, pad)) for p in there),
         )
-        blocks.append(np.asarray(block)[: BLOCK - pad])
-    return np.concatenate(blocks)
+        there = tuple((ids >= 0) & np.asarray(p)[ids] for p in present)
+        return np.asarray(_embed_block(*encoder, rows, there))[: end - start]
+
+    # A host without a share makes a block too, of no items: what it has is as wide as the rest.
+    starts = range(first, max(end, first + 1), BLOCK)
+    own = np.concatenate([block(start) for start in starts])
+    return np.concatenate(parallel.exchange(own)) if together else own

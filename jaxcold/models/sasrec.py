@@ -420,14 +420,21 @@ def build(
         history = questions.histories(dataset, part, cold_vectors=content is not None)
         history = packing.cut(history, max_length)
         user = np.zeros((history.rows, dim), np.float32)
-        for members, tokens, last in packing.blocks(
-            history, batch=batch_size if reference else None
-        ):
+        done = [np.zeros(0, np.int64)]
+        pieces = packing.blocks(history, batch=batch_size if reference else None)
+        for number, (members, tokens, last) in enumerate(pieces):
+            if devices.mesh is not None and not parallel.takes(number):
+                continue
             if divided:
                 found = _encode_rows(graphdef, on_host, table[tokens.item], tokens, last)
             else:
                 found = encode(graphdef, on_host, table, tokens, last, reference)
             user[members] = np.asarray(found)[: len(members)]
+            done.append(members)
+        if devices.mesh is not None:
+            own = np.concatenate(done)
+            for at, found in zip(parallel.exchange(own), parallel.exchange(user[own]), strict=True):
+                user[at] = found
         item = np.zeros((dataset.num_items + reference, dim), np.float32)
         item[: len(table) - 1] = table[1:]
         if reference:

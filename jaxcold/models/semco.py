@@ -22,8 +22,6 @@ from jaxcold.data import vectors
 from jaxcold.data.batches import (
     SAMPLE,
     apart,
-    by_part,
-    history_entries,
     prefetch,
     room_for,
     round_up,
@@ -407,8 +405,8 @@ def prepare(
     # Of so many items each device knows features and histories; the last ones may not exist.
     parts = devices.n
     items = devices.rows(len(warm)) // parts
-    divided = by_part(histories, items, parts)
-    counts = divided.counts.reshape(parts, histories.rows)
+    owner = histories.indices // items
+    entries_of_part = np.bincount(owner, minlength=parts)
 
     def warm_rows(mode: int, ids: np.ndarray) -> np.ndarray:
         known = np.where((ids >= 0) & (ids < len(warm)), warm[np.minimum(ids, len(warm) - 1)], -1)
@@ -425,14 +423,11 @@ def prepare(
         return devices.stack(lambda part: known[of_part(part)])
 
     def indptr(part: int) -> np.ndarray:
-        ends = divided.indptr[part * histories.rows : (part + 1) * histories.rows + 1]
-        return (ends - ends[0]).astype(np.int32)
-
-    entries_of_part = counts.sum(1)
+        before = np.concatenate([[0], np.cumsum(owner == part)])
+        return before[histories.indptr].astype(np.int32)
 
     def indices(part: int) -> np.ndarray:
-        first = divided.indptr[part * histories.rows]
-        own = divided.indices[first : first + entries_of_part[part]]
+        own = histories.indices[owner == part] - np.int32(part * items)
         return np.pad(own, (0, entries_of_part.max() - len(own)))
 
     def moments_of(items: np.ndarray) -> tuple[Moments, ...]:
@@ -441,9 +436,9 @@ def prepare(
             for table, p in zip(tables, present, strict=True)
         )
 
-    lengths, everything = None, None
+    lengths, whole_lengths, everything = histories.counts, None, None
     if devices.mesh is not None:
-        lengths = devices.put(histories.counts.astype(np.int32))
+        whole_lengths = devices.put(lengths.astype(np.int32))
         if whole:
             everything = devices.put((histories.indptr.astype(np.int32), histories.indices))
     fixed = Fixed(
@@ -453,24 +448,29 @@ def prepare(
         indptr=devices.stack(indptr),
         indices=devices.stack(indices),
         other=devices.put(moments_of(np.arange(len(local)))) if batch_norm == "batch" else None,
-        length=lengths,
+        length=whole_lengths,
         whole=everything,
     )
 
     def represent(params: nnx.State) -> Representations:
-        served = fixed.served
-        if devices.mesh is not None:  # one device is enough
+        served, many = fixed.served, devices.mesh is not None
+        if many:  # one device of each host is enough
             params, served = parallel.fetch((params, served))
-        item = encoders.encode(encoders.trained(params, served), tables, present)
+        encoder = encoders.trained(params, served)
+        item = encoders.encode(encoder, tables, present, together=many)
         return Representations(vectors.history_means(split.train.by_user(), item), item)
 
     def needs(user: np.ndarray, item: np.ndarray) -> tuple[int, int, np.ndarray]:
         """History entries and touched items that a step makes room for, and these items."""
-        ids, most = np.zeros(0, np.int64), 0
-        if encode == "active":
-            ids = touched_items(user, item, histories, len(warm))
-            most = int(np.bincount(ids // items).max())
-        return history_entries(user, counts), most, ids
+        users = np.unique(user)
+        if parts == 1 and encode == "all":
+            return int(lengths[users].sum()), 0, np.zeros(0, np.int64)
+        taken = histories.take(users).indices
+        entries = int(np.bincount(taken // items).max())  # the fullest part decides
+        if encode == "all":
+            return entries, 0, np.zeros(0, np.int64)
+        ids = touched_items(item, taken, len(warm))
+        return entries, int(np.bincount(ids // items).max()), ids
 
     # One shape is one compiled program. A step that needs more gets more, whatever came before.
     sample = shuffled_pairs(pair_user, pair_item, batch_size, np.random.default_rng(0), SAMPLE)
