@@ -91,6 +91,7 @@ def get_config(
         c.model.encode = "all"  # all | active: which warm items a step encodes
     c.model.batch_norm = "catalogue"  # catalogue | batch: statistics used after training
     c.model.user_vector = "mean"  # mean | leave_one_out
+    c.model.compute = "float32"  # float32 | bfloat16: operands of the products in training
     if model != "semco":  # hidden, out and tau above are the student's; l2 is the teacher's
         c.model.teacher_hidden = 384
         c.model.teacher_out = 384
@@ -168,6 +169,7 @@ def get_sequence_config(model: str, *, dataset: str, about: str) -> config_dict.
         c.model.heads = 1
         c.model.dropout = 0.3
         c.model.windows = "last"  # last | all windows of a user are learnt from
+        c.model.compute = "float32"  # float32 | bfloat16: operands of the products in training
         c.model.reduce = "always"  # always | never: standardise, PCA, unit rows
         c.model.reference = False  # the published code's padding mask, positions and padding item
 

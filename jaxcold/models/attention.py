@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 
 from jaxcold.data.packing import Tokens
+from jaxcold.models.layers import Compute
 
 INIT = 0.02  # standard deviation of fresh weights
 
@@ -53,7 +54,17 @@ def split_key(key: Array | None, parts: int) -> list[Array | None]:
 class Block(nnx.Module):
     """Attention and a feed-forward layer, each with the residual of its normalised input."""
 
-    def __init__(self, dim: int, heads: int, dropout: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float,
+        *,
+        rngs: nnx.Rngs,
+        compute: Compute = "float32",
+    ):
+        # Flax rounds parameters and inputs to a layer's dtype; None leaves them as they are.
+        dtype = None if compute == "float32" else jnp.bfloat16
         normal = nnx.initializers.normal(INIT)
         # Xavier over the three projections as one [d, 3 d] matrix: what the reference keeps.
         bound = math.sqrt(6 / (4 * dim))
@@ -62,7 +73,7 @@ class Block(nnx.Module):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         def linear(init: Any) -> nnx.Linear:
-            return nnx.Linear(dim, dim, kernel_init=init, rngs=rngs)
+            return nnx.Linear(dim, dim, kernel_init=init, dtype=dtype, rngs=rngs)
 
         def norm() -> nnx.LayerNorm:
             return nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
@@ -100,7 +111,7 @@ class Block(nnx.Module):
             seen = real[start:stop].reshape(n, 1, 1, length)
             at = jnp.arange(length)
             before = (at[None, :] <= at[:, None])[None, None]
-            logits = jnp.einsum("nihd,njhd->nhij", q, k)
+            logits = jnp.einsum("nihd,njhd->nhij", q, k).astype(x.dtype)
             if additive:
                 logits = jnp.where(before, logits + seen, -jnp.inf)
             else:
@@ -108,6 +119,7 @@ class Block(nnx.Module):
                 itself = (at[None, :] == at[:, None])[None, None]
                 logits = jnp.where(before & (seen | itself), logits, -jnp.inf)
             weights = drop_some(jax.nn.softmax(logits, axis=-1), self.dropout, drop)
-            found.append(jnp.einsum("nhij,njhd->nihd", weights, v).reshape(n * length, -1))
+            mixed = jnp.einsum("nhij,njhd->nihd", weights.astype(v.dtype), v)
+            found.append(mixed.reshape(n * length, -1))
             start = stop
         return _arrange(jnp.concatenate(found), tokens.slot, index)

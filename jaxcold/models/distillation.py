@@ -21,7 +21,7 @@ from jax import Array
 from jaxcold import parallel
 from jaxcold.data.dataset import Dataset
 from jaxcold.models import encoders, semco
-from jaxcold.models.layers import unit_rows
+from jaxcold.models.layers import Compute, unit_rows
 from jaxcold.sparse import entmax, fenchel_young_loss
 from jaxcold.types import Model, Representations
 
@@ -127,14 +127,20 @@ def sub_batch(
     return kept.astype(jnp.int32), order >= 0
 
 
-def _similarities(rows: Array, kept: Array, omega: Array | float, axis: str | None = None) -> Array:
+def _similarities(
+    rows: Array,
+    kept: Array,
+    omega: Array | float,
+    compute: Compute = "float32",
+    axis: str | None = None,
+) -> Array:
     """[n, n] cosines over omega, -1 on the diagonal; columns that are not kept are absent.
 
     Of many devices each has its share of the rows and computes that of the result.
     """
     kept = parallel.padded(kept, axis)
     every = parallel.gather(rows, axis)
-    logits = semco.logits(rows / omega, every, jnp.where(kept, 0.0, semco.ABSENT))
+    logits = semco.logits(rows / omega, every, jnp.where(kept, 0.0, semco.ABSENT), compute)
     place = jnp.arange(every.shape[0])
     diagonal = parallel.share(place, axis)[:, None] == place[None, :]
     return jnp.where(diagonal & kept[None, :], -1 / omega, logits)
@@ -147,6 +153,7 @@ def similarity_loss(
     *,
     alpha: float,
     omega: Array | float,
+    compute: Compute = "float32",
     axis: str | None = None,
 ) -> tuple[Array, Array]:
     """Distillation of item similarities (paper, equation 8).
@@ -162,14 +169,16 @@ def similarity_loss(
         kept: bool[n]; the other places hold nothing.
         alpha: of the entmax.
         omega: temperature; it enters once.
+        compute: of the products, see `semco.build`.
         axis: of the devices. Each has its share of the rows, `jaxcold.parallel.share`, and of the
             results; their losses add up to the mean.
 
     Returns:
         The mean over the kept rows, and the teacher's probabilities [n, n].
     """
-    target = entmax(_similarities(jax.lax.stop_gradient(teacher), kept, omega, axis), alpha)
-    losses = fenchel_young_loss(_similarities(student, kept, omega, axis), target, alpha)
+    common = kept, omega, compute, axis
+    target = entmax(_similarities(jax.lax.stop_gradient(teacher), *common), alpha)
+    losses = fenchel_young_loss(_similarities(student, *common), target, alpha)
     count = jnp.maximum(kept.sum(), 1)
     return jnp.sum(jnp.where(parallel.share(kept, axis), losses, 0)) / count, target
 
@@ -193,6 +202,7 @@ def _loss(
     omega: float,
     positives: int,
     items: int,
+    compute: Compute = "float32",
     shard_items: bool = False,
     axis: str | None = None,
 ) -> tuple[Array, tuple[Array, Extra, dict[str, Array]]]:
@@ -213,6 +223,7 @@ def _loss(
         alpha=alpha,
         gradient=gradient,
         user_vector=user_vector,
+        compute=compute,
         axis=axis,
     )
 
@@ -267,7 +278,9 @@ def _loss(
 
     def study() -> tuple[Array, Array]:
         rows, _, compared, kept = pupil()
-        distilled, _ = similarity_loss(*compared, kept, alpha=alpha, omega=omega, axis=axis)
+        distilled, _ = similarity_loss(
+            *compared, kept, alpha=alpha, omega=omega, compute=compute, axis=axis
+        )
         return mean(contrast(rows, tau=tau)), distilled
 
     nothing = (jnp.zeros(()), jnp.zeros(()))
@@ -281,10 +294,10 @@ def _loss(
         def scores(rows: Array, tau: float) -> Array:
             users = semco.user_vectors(rows, histories, None, axis)
             columns = parallel.gather(parallel.rows(rows, positive, axis), axis)
-            return semco.logits(users / (tau**2 if alpha > 1 else tau), columns, bias)
+            return semco.logits(users / (tau**2 if alpha > 1 else tau), columns, bias, compute)
 
         # One search over all four: it is compiled once.
-        similar = [_similarities(x, kept, omega, axis) for x in compared]
+        similar = [_similarities(x, kept, omega, compute, axis) for x in compared]
         first = scores(rows, tau)
         places = [(0, to - have) for have, to in zip(similar[0].shape, first.shape, strict=True)]
         similar = [jnp.pad(z, places, constant_values=semco.ABSENT) for z in similar]
@@ -338,6 +351,7 @@ def build(
     attention_layers: int = 1,
     batch_norm: str = "catalogue",
     user_vector: str = "mean",
+    compute: Compute = "float32",
     teachers: Mapping[int, nnx.State] | None = None,
     devices: parallel.Devices = parallel.ONE,
 ) -> Model:
@@ -365,6 +379,7 @@ def build(
         attention_layers: see `semco.build`.
         batch_norm: see `semco.build`.
         user_vector: see `semco.build`.
+        compute: see `semco.build`.
         teachers: seed to the parameters of a trained teacher; it stays frozen, and there are no
             epochs for it.
         devices: see `semco.build`; with ``devices.shard_items`` none has the embeddings of all
@@ -376,6 +391,7 @@ def build(
     semco.check(
         gradient,
         user_vector,
+        compute,
         alpha,
         positive={"tau": tau, "teacher_tau": teacher_tau, "omega": omega},
         sizes={
@@ -391,11 +407,16 @@ def build(
     if not 0 <= ema < 1:
         raise ValueError(f"model.ema is at least 0 and below 1, not {ema}")
     data = semco.prepare(
-        dataset, batch_size=batch_size, batch_norm=batch_norm, devices=devices, whole=True
+        dataset,
+        batch_size=batch_size,
+        batch_norm=batch_norm,
+        compute=compute,
+        devices=devices,
+        whole=True,
     )
     clock = clock_of(online, 0 if teachers is not None else teacher_epochs * data.steps_per_epoch)
     shape = encoders.Shape(
-        data.widths, teacher_hidden, teacher_out, attention_layers, (hidden, out)
+        data.widths, teacher_hidden, teacher_out, attention_layers, (hidden, out), compute
     )
     graphdef, _ = shape.split()
     _, abstract = shape._replace(student=None).split()
@@ -439,6 +460,7 @@ def build(
         omega=omega,
         positives=positives,
         items=items,
+        compute=compute,
         shard_items=devices.shard_items,
     )
     sizes = data.steps_per_epoch, data.examples_per_epoch

@@ -19,7 +19,16 @@ from jax import Array
 
 from jaxcold import parallel
 from jaxcold.data import vectors
-from jaxcold.models.layers import Affine, Dense, ModalityFusion, Moments, NormedDense, unit_rows
+from jaxcold.models.layers import (
+    Affine,
+    Compute,
+    Dense,
+    ModalityFusion,
+    Moments,
+    NormedDense,
+    product,
+    unit_rows,
+)
 
 # Rows encoded by one call outside training. One fixed shape means one compiled program, and that
 # an item's embedding has the same bits alone as inside the catalogue.
@@ -37,14 +46,16 @@ class ContentEncoder(nnx.Module):
         attention_layers: int = 1,
         *,
         rngs: nnx.Rngs,
+        compute: Compute = "float32",
     ):
         self.modes = nnx.List([NormedDense(width, hidden, rngs=rngs) for width in widths])
         self.fusion = (
-            ModalityFusion(len(widths), hidden, attention_layers, rngs=rngs)
+            ModalityFusion(len(widths), hidden, attention_layers, rngs=rngs, compute=compute)
             if len(widths) > 1
             else None
         )
-        self.final = Dense(hidden, out, rngs=rngs)
+        self.final = Dense(hidden, out, rngs=rngs, compute=compute)
+        self.compute = compute
 
     def fold(self, moments: Sequence[Moments]) -> tuple[Affine, ...]:
         """The first layers with the batch norm of that catalogue folded in."""
@@ -67,7 +78,7 @@ class ContentEncoder(nnx.Module):
             [n, out] unit rows; zero for an item without any mode.
         """
         hidden = [
-            jax.nn.relu(x @ layer.kernel + layer.bias[None, :])
+            jax.nn.relu(product(x, layer.kernel, self.compute) + layer.bias[None, :])
             for x, layer in zip(features, first, strict=True)
         ]
         fused = hidden[0] if self.fusion is None else self.fusion(hidden, present)
@@ -80,9 +91,17 @@ class ContentEncoder(nnx.Module):
 class Student(nnx.Module):
     """Dense, ReLU, Dense, unit rows, on the teacher's item embeddings (paper, section 3.3.2)."""
 
-    def __init__(self, inputs: int, hidden: int, out: int, *, rngs: nnx.Rngs):
-        self.first = Dense(inputs, hidden, rngs=rngs)
-        self.second = Dense(hidden, out, rngs=rngs)
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        out: int,
+        *,
+        rngs: nnx.Rngs,
+        compute: Compute = "float32",
+    ):
+        self.first = Dense(inputs, hidden, rngs=rngs, compute=compute)
+        self.second = Dense(hidden, out, rngs=rngs, compute=compute)
 
     def __call__(self, teacher: Array) -> Array:
         """[n, inputs] -> [n, out] unit rows; a zero row (no content at all) stays zero."""
@@ -105,9 +124,12 @@ class DistilledEncoder(nnx.Module):
         student: tuple[int, int],
         *,
         rngs: nnx.Rngs,
+        compute: Compute = "float32",
     ):
-        self.teacher = ContentEncoder(widths, hidden, out, attention_layers, rngs=rngs)
-        self.student = Student(out, *student, rngs=rngs)
+        self.teacher = ContentEncoder(
+            widths, hidden, out, attention_layers, rngs=rngs, compute=compute
+        )
+        self.student = Student(out, *student, rngs=rngs, compute=compute)
 
     def fold(self, moments: Sequence[Moments]) -> tuple[Affine, ...]:
         """As `ContentEncoder.fold`: the student has no batch norm."""
@@ -131,13 +153,14 @@ class Shape(NamedTuple):
     out: int
     attention_layers: int = 1
     student: tuple[int, int] | None = None  # hidden and output width; then the rest is the teacher
+    compute: Compute = "float32"  # of its products; what is served is always computed so
 
     def make(self, key: Array) -> ContentEncoder | DistilledEncoder:
         """The encoder with fresh parameters."""
         rngs = nnx.Rngs(params=key)
         if self.student is None:
-            return ContentEncoder(*self[:4], rngs=rngs)
-        return DistilledEncoder(*self[:4], self.student, rngs=rngs)
+            return ContentEncoder(*self[:4], rngs=rngs, compute=self.compute)
+        return DistilledEncoder(*self[:4], self.student, rngs=rngs, compute=self.compute)
 
     def split(self) -> tuple[nnx.GraphDef, nnx.State]:
         """Graph and parameters, shapes without values."""

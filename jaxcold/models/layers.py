@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,48 @@ from flax import nnx
 from jax import Array
 
 from jaxcold.data import vectors
+
+Compute = Literal["float32", "bfloat16"]
+
+
+def rounded(x: Array, compute: Compute) -> Array:
+    """What a matrix product multiplies: x itself, or in 8 bits of mantissa."""
+    return x if compute == "float32" else x.astype(jnp.bfloat16)
+
+
+def product(x: Array, y: Array, compute: Compute) -> Array:
+    """``x @ y``, and the products of its gradient, with operands in `compute`; the sums in float32.
+
+    Args:
+        x: [n, k].
+        y: [k, m].
+        compute: "float32", operands as they are; "bfloat16", rounded, as are the cotangents.
+    """
+    return x @ y if compute == "float32" else _half_product(x, y)
+
+
+def sums(x: Array, y: Array) -> Array:
+    """``x @ y`` of arrays of any width, summed in float32 at least."""
+    return jnp.matmul(x, y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+
+
+@jax.custom_vjp
+def _half_product(x: Array, y: Array) -> Array:
+    return sums(rounded(x, "bfloat16"), rounded(y, "bfloat16"))
+
+
+def _half_forward(x: Array, y: Array) -> tuple[Array, Any]:
+    x16, y16 = rounded(x, "bfloat16"), rounded(y, "bfloat16")
+    return sums(x16, y16), (x16, y16, jnp.zeros(0, x.dtype), jnp.zeros(0, y.dtype))
+
+
+def _half_backward(kept: Any, g: Array) -> tuple[Array, Array]:
+    x, y, like_x, like_y = kept
+    g = rounded(g, "bfloat16")
+    return sums(g, y.T).astype(like_x.dtype), sums(x.T, g).astype(like_y.dtype)
+
+
+_half_product.defvjp(_half_forward, _half_backward)
 
 
 def unit_rows(x: Array, eps: float = 1e-12) -> Array:
@@ -70,13 +112,14 @@ def _uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
 class Dense(nnx.Module):
     """Linear layer; weights and bias start uniform in +-1/sqrt(fan_in), as in the papers' code."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, compute: Compute = "float32"):
         self.kernel = nnx.Param(_uniform(rngs.params(), (inputs, outputs), inputs))
         self.bias = nnx.Param(_uniform(rngs.params(), (outputs,), inputs))
+        self.compute = compute
 
     def __call__(self, x: Array) -> Array:
         """[n, inputs] -> [n, outputs]."""
-        return x @ self.kernel[...] + self.bias[...][None, :]
+        return product(x, self.kernel[...], self.compute) + self.bias[...][None, :]
 
 
 class Affine(NamedTuple):
@@ -121,18 +164,27 @@ class ModalityFusion(nnx.Module):
     what the paper describes (section 3.2.2).
     """
 
-    def __init__(self, modes: int, hidden: int, layers: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        modes: int,
+        hidden: int,
+        layers: int,
+        *,
+        rngs: nnx.Rngs,
+        compute: Compute = "float32",
+    ):
         if layers not in (1, 2):
             raise ValueError(f"attention_layers is 1 (the code) or 2 (the paper), not {layers}")
-        self.first = Dense(modes * hidden, modes if layers == 1 else hidden, rngs=rngs)
-        self.second = Dense(hidden, modes, rngs=rngs) if layers == 2 else None
+        first = modes if layers == 1 else hidden
+        self.first = Dense(modes * hidden, first, rngs=rngs, compute=compute)
+        self.second = Dense(hidden, modes, rngs=rngs, compute=compute) if layers == 2 else None
 
     def __call__(self, hidden: Sequence[Array], present: Sequence[Array] | None) -> Array:
         """Fuses M arrays [n, h] into one; `present` (M arrays bool[n]) masks missing modes."""
         # One product per mode instead of concatenating: the [n, M h] copy need not exist.
         kernels = jnp.split(self.first.kernel[...], len(hidden))
         logits = self.first.bias[...][None, :] + sum(
-            h @ k for h, k in zip(hidden, kernels, strict=True)
+            product(h, k, self.first.compute) for h, k in zip(hidden, kernels, strict=True)
         )
         if self.second is not None:
             logits = self.second(jax.nn.relu(logits))

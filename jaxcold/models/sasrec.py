@@ -36,6 +36,7 @@ from jaxcold.data.packing import Tokens
 from jaxcold.data.sequences import SequenceDataset, window_rows
 from jaxcold.data.sequences import windows as make_windows
 from jaxcold.models.attention import INIT, Block, drop_some, split_key
+from jaxcold.models.layers import Compute, product, rounded
 from jaxcold.sparse import fenchel_young_loss, linear_entmax_sum, sharded_entmax_sum
 from jaxcold.types import DataError, Model, Representations, Split
 
@@ -60,6 +61,7 @@ class SASRec(nnx.Module):
         dropout: float,
         rngs: nnx.Rngs,
         rows: int | None = None,
+        compute: Compute = "float32",
     ):
         # Row 0 is no item: zeros, like what makes a table of `rows` rows divisible.
         start = INIT * jax.random.normal(rngs.params(), (items + 1, dim)).at[0].set(0)
@@ -69,7 +71,9 @@ class SASRec(nnx.Module):
         self.items = nnx.Param(start) if item_table in ("random", "content") else None
         self.delta = nnx.Param(start) if item_table == "delta" else None
         self.position = nnx.Param(INIT * jax.random.normal(rngs.params(), (max_length, dim)))
-        self.blocks = nnx.List([Block(dim, heads, dropout, rngs=rngs) for _ in range(blocks)])
+        self.blocks = nnx.List(
+            [Block(dim, heads, dropout, rngs=rngs, compute=compute) for _ in range(blocks)]
+        )
         self.norm = nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
         self.dropout = dropout
 
@@ -123,6 +127,7 @@ class Objective(NamedTuple):
     tau: float
     negatives: int
     calibration: float
+    compute: Compute = "float32"
 
 
 def _look_up(table: Array, ids: Array, axis: str) -> Array:
@@ -164,6 +169,7 @@ def _loss(
         classes = classes[1 : items + 1] if shard_items else classes[1:]
         target = tokens.target - 1
     if objective.loss == "full":
+        hidden, classes = (rounded(x, objective.compute) for x in (hidden, classes))
         total = linear_entmax_sum(hidden, classes, target, objective.alpha, tau=objective.tau)
     else:
         count_all = classes.shape[0]
@@ -189,8 +195,8 @@ def _split_loss(
         # By their rows in the whole table: 0 is no item, and beyond the last item there is nothing.
         row = parallel.index(axis) * len(table) + jnp.arange(len(table))
         total = sharded_entmax_sum(
-            parallel.gather(hidden, axis),
-            table,
+            parallel.gather(rounded(hidden, objective.compute), axis),
+            rounded(table, objective.compute),
             parallel.gather(jnp.where(tokens.target > 0, tokens.target, -1), axis),
             objective.alpha,
             axis=axis,
@@ -227,10 +233,10 @@ def _sampled(
     raised by the logarithm of how many items each stands for. "gbce" is the binary cross-entropy
     of gSASRec (Petrov and Macdonald, RecSys 2023), its positive term weighted by beta.
     """
-    loss, alpha, tau, negatives, calibration = objective
+    loss, alpha, tau, negatives, calibration, compute = objective
     at = jnp.clip(target, 0, items - 1)
     right = jnp.sum(hidden * right_rows, axis=1)
-    wrong = hidden @ wrong_rows.T
+    wrong = product(hidden, wrong_rows.T, compute)
     other = drawn[None, :] != at[:, None]
     if loss == "sampled":
         if alpha == 1:
@@ -291,6 +297,7 @@ def build(
     heads: int = 1,
     dropout: float = 0.3,
     windows: str = "last",
+    compute: Compute = "float32",
     reduce: str = "always",
     reference: bool = False,
     devices: parallel.Devices = parallel.ONE,
@@ -316,6 +323,7 @@ def build(
         heads: of its attention.
         dropout: rate, of embeddings, attention weights and in both layers of the feed-forward.
         windows: of a user's items, "last" or "all", see `jaxcold.data.sequences.windows`.
+        compute: of the matrix products in training, see `jaxcold.models.semco.build`.
         reduce: content to embeddings, see `contents`.
         reference: the defects of the published code, see the module.
         devices: that train. Of several, each takes its share of a batch's sequences, and with
@@ -356,7 +364,7 @@ def build(
         else:
             fixed = Fixed(devices.put(content_rows(0, table_rows)))
 
-    def make(key: Array) -> SASRec:
+    def make(key: Array, compute: Compute = "float32") -> SASRec:
         return SASRec(
             warm,
             dim,
@@ -367,9 +375,13 @@ def build(
             dropout=dropout,
             rngs=nnx.Rngs(params=key),
             rows=table_rows,
+            compute=compute,
         )
 
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
+    def graph(compute: Compute) -> nnx.GraphDef:
+        return nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0), compute)))[0]
+
+    graphdef = graph("float32")  # of what is served
 
     def init(seed: int) -> tuple[nnx.State, tuple[()]]:
         def fresh(content: Array | None) -> nnx.State:
@@ -443,8 +455,8 @@ def build(
 
     bound = functools.partial(
         _loss,
-        graphdef=graphdef,
-        objective=Objective(loss, alpha, tau, negatives, calibration),
+        graphdef=graph(compute),
+        objective=Objective(loss, alpha, tau, negatives, calibration, compute),
         reference=reference,
         items=warm,
         shard_items=devices.shard_items,
@@ -529,6 +541,7 @@ def _check(options: dict[str, Any]) -> None:
 
     need(options["item_table"] in get_args(ItemTable), "item_table", _one_of(get_args(ItemTable)))
     need(options["loss"] in get_args(Loss), "loss", _one_of(get_args(Loss)))
+    need(options["compute"] in get_args(Compute), "compute", _one_of(get_args(Compute)))
     need(options["reduce"] in ("always", "never"), "reduce", "'always' or 'never'")
     need(0 <= options["max_delta_norm"] < 1, "max_delta_norm", "at least 0 and below 1")
     need(0 <= options["dropout"] < 1, "dropout", "at least 0 and below 1")

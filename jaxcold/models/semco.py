@@ -9,7 +9,7 @@ Recommendation, SIGIR 2026, sections 3.2 and 3.3.1.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,14 @@ from jaxcold.data.batches import (
 )
 from jaxcold.data.dataset import Dataset
 from jaxcold.models import encoders
-from jaxcold.models.layers import Moments, catalogue_moments, unit_rows
+from jaxcold.models.layers import (
+    Compute,
+    Moments,
+    catalogue_moments,
+    rounded,
+    sums,
+    unit_rows,
+)
 from jaxcold.sparse import fenchel_young_loss
 from jaxcold.types import Csr, Model, Representations, Split
 
@@ -128,8 +135,8 @@ def gather_histories(fixed: Fixed, user: Array, weight: Array, slots: Array) -> 
     return Histories(item, jnp.where(used, row, rows), leader, length)
 
 
-@jax.custom_vjp
-def logits(users: Array, items: Array, bias: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def logits(users: Array, items: Array, bias: Array, compute: Compute = "float32") -> Array:
     """``users @ items.T + bias``: [b, d], [B, d], [B] -> [b, B]; `bias` gets no gradient.
 
     Both halves are written for memory: the bias is one more column of the product instead of a
@@ -137,18 +144,26 @@ def logits(users: Array, items: Array, bias: Array) -> Array:
     twice the product itself.
     """
     ones = jnp.ones((len(users), 1), users.dtype)
-    return jnp.concatenate([users, ones], 1) @ jnp.concatenate([items, bias[:, None]], 1).T
+    left = jnp.concatenate([users, ones], 1)
+    right = jnp.concatenate([items, bias[:, None]], 1)
+    return sums(rounded(left, compute), rounded(right, compute).T)
 
 
-def _logits_forward(users: Array, items: Array, bias: Array) -> tuple[Array, Any]:
-    return logits(users, items, bias), (users, items)
+def _logits_forward(
+    users: Array, items: Array, bias: Array, compute: Compute
+) -> tuple[Array, tuple[Array, Array]]:
+    kept = rounded(users, compute), rounded(items, compute)
+    return logits(users, items, bias, compute), kept
 
 
-def _logits_backward(kept: Any, g: Array) -> tuple[Array, Array, None]:
+def _logits_backward(
+    compute: Compute, kept: tuple[Array, Array], g: Array
+) -> tuple[Array, Array, None]:
     users, items = kept
+    g = rounded(g, compute)
     # Between barriers the transposes stay on the small arrays; XLA would move them to the large.
-    small = jax.lax.optimization_barrier(jax.lax.optimization_barrier(users.T) @ g)
-    return g @ items, small.T, None
+    small = jax.lax.optimization_barrier(sums(jax.lax.optimization_barrier(users.T), g))
+    return sums(g, items), small.T, None
 
 
 logits.defvjp(_logits_forward, _logits_backward)
@@ -162,6 +177,7 @@ def sampled_entmax(
     alpha: float,
     tau: Array | float,
     gradient: Gradient,
+    compute: Compute = "float32",
     axis: str | None = None,
 ) -> Array:
     """Sampled entmax of a batch (paper, equation 7): row j's target is column j.
@@ -174,6 +190,7 @@ def sampled_entmax(
         tau: temperature. For alpha > 1 the cosine is divided by it twice for the
             probabilities and once for the score (tau_0 = tau); once for softmax (tau_0 = 1).
         gradient: see `jaxcold.sparse.fenchel_young_loss`.
+        compute: of the products, see `build`.
         axis: of the devices, see `jaxcold.parallel`.
 
     Returns:
@@ -182,7 +199,7 @@ def sampled_entmax(
     # Padding has no column to hit; its row is given one and counts for nothing.
     labels = parallel.share(jnp.where(weight > 0, jnp.arange(len(weight)), 0), axis)
     return fenchel_young_loss(
-        logits(users / tau, items, jnp.where(weight > 0, 0.0, ABSENT)),
+        logits(users / tau, items, jnp.where(weight > 0, 0.0, ABSENT), compute),
         labels,
         alpha,
         tau=tau if alpha > 1 else 1.0,
@@ -229,6 +246,7 @@ def contrast(
     tau: Array | float,
     gradient: Gradient,
     user_vector: str,
+    compute: Compute = "float32",
     axis: str | None = None,
 ) -> tuple[Array, Array]:
     """The loss of a batch on item embeddings: its weighted sum, and the sum of the weights.
@@ -242,6 +260,7 @@ def contrast(
         tau: see `sampled_entmax`.
         gradient: see `sampled_entmax`.
         user_vector: see `build`.
+        compute: see `build`.
         axis: of the devices. Each one's sum is over its share of the rows, against the positives
             of all; the sum of the weights is that of the whole batch.
     """
@@ -255,6 +274,7 @@ def contrast(
         alpha=alpha,
         tau=tau,
         gradient=gradient,
+        compute=compute,
         axis=axis,
     )
     if leave_out:  # a history of the positive alone says nothing about the user
@@ -293,6 +313,7 @@ def _loss(
     gradient: Gradient,
     encode: str,
     user_vector: str,
+    compute: Compute = "float32",
     axis: str | None = None,
 ) -> tuple[Array, tuple[Array, Any, dict[str, Array]]]:
     del key  # nothing random inside a step
@@ -323,6 +344,7 @@ def _loss(
         tau=tau,
         gradient=gradient,
         user_vector=user_vector,
+        compute=compute,
         axis=axis,
     )
     return total, (count / parallel.size(axis), extra, {})
@@ -337,6 +359,7 @@ def choose(name: str, value: str, choices: Sequence[str]) -> None:
 def check(
     gradient: str,
     user_vector: str,
+    compute: str,
     alpha: float,
     *,
     positive: Mapping[str, float],
@@ -345,6 +368,7 @@ def check(
     """Raises a ValueError that names the first option out of range and what it may be."""
     choose("gradient", gradient, GRADIENT)
     choose("user_vector", user_vector, USER_VECTOR)
+    choose("compute", compute, get_args(Compute))
     if not 1 <= alpha <= 2:
         raise ValueError(f"model.alpha is between 1 (softmax) and 2 (sparsemax), not {alpha}")
     for name, value in positive.items():
@@ -375,6 +399,7 @@ def prepare(
     encode: str = "all",
     batch_norm: str = "catalogue",
     stream: bool = False,
+    compute: Compute = "float32",
     devices: parallel.Devices = parallel.ONE,
     whole: bool = False,
 ) -> Prepared:
@@ -410,7 +435,8 @@ def prepare(
 
     def warm_rows(mode: int, ids: np.ndarray) -> np.ndarray:
         known = np.where((ids >= 0) & (ids < len(warm)), warm[np.minimum(ids, len(warm) - 1)], -1)
-        return vectors.take_unit_rows(tables[mode], present[mode], known)
+        found = vectors.take_unit_rows(tables[mode], present[mode], known)
+        return found if compute == "float32" else found.astype(jnp.bfloat16)
 
     def of_part(part: int) -> np.ndarray:
         return np.arange(part * items, (part + 1) * items)
@@ -538,6 +564,7 @@ def build(
     batch_norm: str = "catalogue",
     user_vector: str = "mean",
     stream: bool = False,
+    compute: Compute = "float32",
     devices: parallel.Devices = parallel.ONE,
 ) -> Model:
     """SEMCo base on a data set.
@@ -558,22 +585,27 @@ def build(
             "batch" those of all items at once (the authors' code). Training is the same.
         user_vector: "mean" of the history, the positive included, or "leave_one_out".
         stream: keep features on the host and send only the rows a step needs (encode="active").
+        compute: of the matrix products in training: "float32", as exact as the backend multiplies
+            by default, or "bfloat16", operands and features rounded and summed in float32.
+            Parameters, normalisation, losses and all that is served stay in float32.
         devices: that train; of several, each encodes its part of the items, and no other device
             has their features.
 
     Raises:
         ValueError: for an argument out of range, naming it and the choices.
     """
-    check(gradient, user_vector, alpha, positive={"tau": tau}, sizes={"hidden": hidden, "out": out})
+    sizes_of = {"hidden": hidden, "out": out}
+    check(gradient, user_vector, compute, alpha, positive={"tau": tau}, sizes=sizes_of)
     data = prepare(
         dataset,
         batch_size=batch_size,
         encode=encode,
         batch_norm=batch_norm,
         stream=stream,
+        compute=compute,
         devices=devices,
     )
-    shape = encoders.Shape(data.widths, hidden, out, attention_layers)
+    shape = encoders.Shape(data.widths, hidden, out, attention_layers, compute=compute)
     graphdef, _ = shape.split()
 
     def init(seed: int) -> tuple[nnx.State, None]:
@@ -592,6 +624,7 @@ def build(
         gradient=gradient,
         encode=encode,
         user_vector=user_vector,
+        compute=compute,
     )
     sizes = data.steps_per_epoch, data.examples_per_epoch
     model = Model(
