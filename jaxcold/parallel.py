@@ -35,6 +35,11 @@ some steps only, and is counted by hand.
 - SASRec's tables (content, deltas, moments) are split with ``shard_items``. Embeddings and hidden
   states go there and back; entmax adds two numbers per row and iteration of its search. [T, d]
   hidden states and their gradient are on every device, and some rows of [N / n] logits.
+- With ``compute="bfloat16"`` SEMCo's features, and the hidden states that SASRec's split loss
+  gathers, are 2 bytes each.
+- A host reads a share of the lines of a table of interactions and has the rest from the others. It
+  keeps all of them, in the order of an epoch, of the split and of the users: about 50 bytes each.
+  Of features in memory-mapped files it keeps nothing; of embeddings, when they are evaluated, all.
 - 10^7 items on 256 devices. SEMCo with 1024 features, B = 16384, d = 64, 10^7 users and 2 * 10^8
   interactions: 0.15 GiB of features a device, and half as much for the users' rows, which every
   device repeats: with more users they are the bottleneck, not the items. It sends 25 MiB a step.
