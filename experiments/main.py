@@ -58,7 +58,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             logging.set_verbosity(logging.WARNING)
             # And what Orbax raises it logs too, with a traceback per thread.
             logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
-        sys.excepthook = _print_unless_known
+        sys.excepthook = _unless_known(sys.__excepthook__)
+        sys.unraisablehook = _unless_known(sys.__unraisablehook__)
         # A config file that cannot be loaded says so when its fields are first asked for.
         if CONFIG.value is not None:
             base.names(CONFIG.value)
@@ -71,13 +72,19 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         sys.exit(2)
 
 
-def _print_unless_known(kind: Any, error: BaseException, where: Any) -> None:
-    """Python's hook, less what TensorStore prints from its threads after a failed write.
+def _unless_known(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook of Python's, less what TensorStore prints from its threads after a failed write.
 
     It then calls back into an event loop that Orbax has closed. The failure itself is raised.
     """
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, where)
+
+    def quiet(*told: Any) -> None:
+        # Kind, error and traceback; or, where nothing can be raised, one value that has them.
+        error = told[1] if len(told) > 1 else told[0].exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            hook(*told)
+
+    return quiet
 
 
 def _names(argv: Sequence[str]) -> list[str]:

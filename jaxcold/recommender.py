@@ -102,7 +102,7 @@ class SEMCo:
             seed: equal seeds and data give equal models on one machine.
             progress: show a bar.
             **options: of `jaxcold.models.semco.build`: gradient, hidden, out, attention_layers,
-                encode, batch_norm, user_vector, stream.
+                encode, batch_norm, user_vector, stream, compute.
 
         Raises:
             DataError: naming the column, mode or id at fault.

@@ -107,7 +107,7 @@ class SASRec:
             val_share: share of the users that is held out, between 0 and 1.
             progress: show a bar.
             **options: of `jaxcold.models.sasrec.build`: loss, alpha, tau, negatives, calibration,
-                blocks, heads, dropout, windows, reduce.
+                blocks, heads, dropout, windows, compute, reduce.
 
         Raises:
             DataError: naming the column, row or id at fault.

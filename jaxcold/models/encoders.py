@@ -153,7 +153,7 @@ class Shape(NamedTuple):
     out: int
     attention_layers: int = 1
     student: tuple[int, int] | None = None  # hidden and output width; then the rest is the teacher
-    compute: Compute = "float32"  # of its products; what is served is always computed so
+    compute: Compute = "float32"  # of its products in training; what is served has the default
 
     def make(self, key: Array) -> ContentEncoder | DistilledEncoder:
         """The encoder with fresh parameters."""
