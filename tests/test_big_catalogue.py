@@ -13,7 +13,7 @@ from experiments.bench import big_catalogue, semco_step
 from jaxcold.data import batches, vectors
 from jaxcold.data.batches import prefetch, shuffled_pairs
 from jaxcold.data.dataset import Interactions
-from jaxcold.models import semco
+from jaxcold.models import semco_data
 from jaxcold.train.loop import fit
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import Csr
@@ -114,7 +114,7 @@ def test_a_step_with_unusual_users_gets_more_room_alone(dataset, monkeypatch):
     train = Interactions(user, items[: len(user)], SIZES.users, SIZES.items)
     split = replace(dataset.split, train=train, warm_items=np.unique(train.item))
     data, sizes = replace(dataset, split=split), SIZES._replace(batch=8)
-    monkeypatch.setattr(semco, "SAMPLE", 1)
+    monkeypatch.setattr(semco_data, "SAMPLE", 1)
     model = big_catalogue.build(data, sizes)
     made = list(model.batches(np.random.default_rng(1)))
     rooms = [(len(batch.epoch.slots), len(batch.epoch.active)) for batch in made]

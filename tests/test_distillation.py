@@ -11,7 +11,7 @@ from flax import nnx
 from test_semco import ALPHAS, TOLERANCE, tiny
 
 from jaxcold.models import build as build_model
-from jaxcold.models import distillation, encoders, semco
+from jaxcold.models import distillation, encoders, semco, semco_data
 from jaxcold.models.layers import unit_rows
 from jaxcold.recommender import SEMCo
 from jaxcold.train import optim
@@ -140,7 +140,9 @@ def test_student_equals_the_reference(precision, fn, golden):
     nnx.replace_by_pure_dict(params, weights)
     teacher = jnp.asarray(g["teacher_items"], dtype)
     warm = teacher[g["warm_items"]]
-    fixed = semco.Fixed((), None, (), jnp.asarray(history.indptr), jnp.asarray(history.indices))
+    fixed = semco_data.Fixed(
+        (), None, (), jnp.asarray(history.indptr), jnp.asarray(history.indices)
+    )
     user = jnp.asarray(g["batch_user"])
     positive = jnp.asarray(g["batch_item_warmpos"])
     weight = jnp.ones(16)
@@ -153,7 +155,7 @@ def test_student_equals_the_reference(precision, fn, golden):
     np.testing.assert_allclose(rows(params, warm), g[f"train__feats__{precision}"], atol=atol)
     everything = rows(params, teacher)
     np.testing.assert_allclose(everything, g[f"eval__item_emb__{precision}"], atol=atol)
-    histories = semco.gather_histories(fixed, user, weight, jnp.arange(128))
+    histories = semco_data.gather_histories(fixed, user, weight, jnp.arange(128))
     users = semco.user_vectors(rows(params, warm), histories, None)
     np.testing.assert_allclose(users, g[f"train__user_vecs__{precision}"], atol=atol)
 
@@ -211,7 +213,9 @@ draw = jax.jit(
 
 def drawn(histories, user, weight, *, positives, items, seeds=1):
     """Sub-batches [seeds, n] and which of their places are used."""
-    fixed = semco.Fixed((), None, (), jnp.asarray(histories.indptr), jnp.asarray(histories.indices))
+    fixed = semco_data.Fixed(
+        (), None, (), jnp.asarray(histories.indptr), jnp.asarray(histories.indices)
+    )
     keys = jax.random.split(jax.random.key(0), seeds)
     weight = jnp.asarray(weight, jnp.float32)
     ids, kept = draw(keys, fixed, jnp.asarray(user), weight, items, positives)
@@ -415,7 +419,7 @@ def test_a_given_teacher_is_kept(offline, golden):
     dataset, teacher = tiny(golden), offline[0].params["teacher"]
     model, state, _ = train(dataset, online=False, epochs=1, teachers={0: teacher})
     jax.tree.map(np.testing.assert_array_equal, state.params["teacher"], teacher)
-    data = semco.prepare(dataset, batch_size=16)
+    data = semco_data.prepare(dataset, batch_size=16)
     rows = data.represent(teacher).item[dataset.split.warm_items]
     np.testing.assert_allclose(state.extra.outputs, rows, atol=1e-6)
     assert model.represent(state.params, state.extra).item.shape == (40, 3)

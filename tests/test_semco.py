@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxcold.data import vectors
 from jaxcold.data.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
-from jaxcold.models import encoders, semco
+from jaxcold.models import encoders, semco, semco_data
 from jaxcold.models.layers import Moments, catalogue_moments, unit_rows
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.optim import adam_coupled_l2, cosine
@@ -91,7 +91,7 @@ def case(request, golden):
         local = np.full(int(g["inter_shape"][1]), -1)
         local[warm] = np.arange(len(warm))
         history = Csr.from_pairs(g["inter_user"], local[g["inter_item"]], int(g["inter_shape"][0]))
-        fixed = semco.Fixed(
+        fixed = semco_data.Fixed(
             tuple(jnp.asarray(x[warm], dtype) for x in unit),
             None,
             moments(warm),
@@ -104,13 +104,13 @@ def case(request, golden):
         yield request.param, g, graphdef, params, fixed, everything
 
 
-def batch_of(g, user, item) -> semco.Batch:
+def batch_of(g, user, item) -> semco_data.Batch:
     local = np.full(40, -1)
     local[g["warm_items"]] = np.arange(len(g["warm_items"]))
     one = jnp.asarray(user, jnp.int32)[None], jnp.asarray(local[item], jnp.int32)[None]
     weight = jnp.ones(one[0].shape)
-    epoch = semco.Epoch(*one, weight, jnp.arange(128), jnp.arange(30))
-    return semco.Batch(epoch, jnp.int32(0))
+    epoch = semco_data.Epoch(*one, weight, jnp.arange(128), jnp.arange(30))
+    return semco_data.Batch(epoch, jnp.int32(0))
 
 
 def loss_of(case_, tau, fn, gradient, encode="all", user_vector="mean"):
@@ -156,7 +156,7 @@ def test_user_vectors_equal_the_reference(case):
     encoder = nnx.merge(graphdef, params)
     rows = encoder(fixed.features, encoder.fold(fixed.moments))
     user = jnp.asarray(g["batch_user"], jnp.int32)
-    histories = semco.gather_histories(fixed, user, jnp.ones(16), jnp.arange(128))
+    histories = semco_data.gather_histories(fixed, user, jnp.ones(16), jnp.arange(128))
     got = semco.user_vectors(rows, histories, None)
     np.testing.assert_allclose(got, g[f"train__user_vecs__{name}"], atol=TOLERANCE[name])
 
@@ -324,7 +324,7 @@ def test_padding_of_the_last_batch_changes_nothing(golden):
     @jax.value_and_grad
     def value(params, epoch):
         total, (weight, _, _) = model.loss(
-            params, None, model.fixed, semco.Batch(epoch, jnp.int32(0)), None
+            params, None, model.fixed, semco_data.Batch(epoch, jnp.int32(0)), None
         )
         return total / weight
 
@@ -366,7 +366,7 @@ def test_leave_one_out_takes_the_positive_out_of_its_own_row(golden):
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(30, 6)), jnp.float32)
     batch = batch_of(g, g["batch_user"], g["batch_item"])
     user, positive = batch.epoch.user[0], batch.epoch.item[0]
-    histories = semco.gather_histories(model.fixed, user, jnp.ones(16), batch.epoch.slots)
+    histories = semco_data.gather_histories(model.fixed, user, jnp.ones(16), batch.epoch.slots)
     got = np.asarray(semco.user_vectors(rows, histories, rows[positive]))
     indptr, indices = np.asarray(model.fixed.indptr), np.asarray(model.fixed.indices)
     for j, (u, i) in enumerate(zip(user, positive, strict=True)):

@@ -20,7 +20,7 @@ from jax import Array
 
 from jaxcold import parallel
 from jaxcold.data.dataset import Dataset
-from jaxcold.models import encoders, semco
+from jaxcold.models import encoders, semco, semco_data
 from jaxcold.models.layers import Compute, unit_rows
 from jaxcold.sparse import entmax, fenchel_young_loss
 from jaxcold.types import Model, Representations
@@ -74,7 +74,7 @@ def moving_average(old: Array, new: Array, momentum: float, first: Array | bool)
 
 
 def sub_batch(
-    key: Array, fixed: semco.Fixed, user: Array, weight: Array, *, items: int, positives: int
+    key: Array, fixed: semco_data.Fixed, user: Array, weight: Array, *, items: int, positives: int
 ) -> tuple[Array, Array]:
     """Draws the items of the distillation loss: several of each of some of the batch's users.
 
@@ -186,8 +186,8 @@ def similarity_loss(
 def _loss(
     params: nnx.State,
     extra: Extra,
-    fixed: semco.Fixed,
-    batch: semco.Batch,
+    fixed: semco_data.Fixed,
+    batch: semco_data.Batch,
     key: Array,
     *,
     graphdef: nnx.GraphDef,
@@ -208,7 +208,7 @@ def _loss(
 ) -> tuple[Array, tuple[Array, Extra, dict[str, Array]]]:
     encoder = nnx.merge(graphdef, params)
     own_items = len(fixed.features[0])
-    histories, positive, weight = semco.unpack(fixed, batch, own_items, axis)
+    histories, positive, weight = semco_data.unpack(fixed, batch, own_items, axis)
     # The sampler's users have all of their items, on every device.
     whole = fixed
     if fixed.whole is not None:
@@ -406,7 +406,7 @@ def build(
         raise ValueError(f"model.lam is at least 0, not {lam}")
     if not 0 <= ema < 1:
         raise ValueError(f"model.ema is at least 0 and below 1, not {ema}")
-    data = semco.prepare(
+    data = semco_data.prepare(
         dataset,
         batch_size=batch_size,
         batch_norm=batch_norm,
@@ -464,7 +464,7 @@ def build(
         shard_items=devices.shard_items,
     )
     sizes = data.steps_per_epoch, data.examples_per_epoch
-    split = semco.SPLIT._replace(state=ROWS if devices.shard_items else ())
+    split = semco_data.SPLIT._replace(state=ROWS if devices.shard_items else ())
     return Model(
         data.fixed, init, loss, represent, data.batches, *sizes, data.examples, devices, split
     )
