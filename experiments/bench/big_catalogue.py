@@ -300,7 +300,7 @@ def main(_: list[str]) -> None:
     """Measures and prints."""
     values = flags.FLAGS
     logging.set_verbosity(logging.WARNING)  # not a line for each kind of device that is absent
-    sizes = Sizes(**{name: getattr(values, name) for name in Sizes._fields})
+    sizes = semco_step.sizes_of_flags(Sizes())
     try:
         measured = measure(sizes, values.steps)
     except ValueError as error:
@@ -309,7 +309,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    for field, value in Sizes()._asdict().items():
-        flags.DEFINE_integer(field, value, f"number of {field}", lower_bound=1)
+    semco_step.define_sizes(Sizes())
     flags.DEFINE_integer("steps", 200, "steps to train", lower_bound=1)
     app.run(main)

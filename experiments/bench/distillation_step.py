@@ -9,7 +9,8 @@ after the teacher has stopped.
 import numpy as np
 from absl import app, flags, logging
 
-from experiments.bench.semco_step import EPOCHS, RATE, Map, Sizes, generate, optimizer_of, stepper
+from experiments.bench import semco_step
+from experiments.bench.semco_step import EPOCHS, RATE, Map, Sizes, stepper
 from experiments.bench.timing import median_times
 from jaxcold import models
 from jaxcold.data.dataset import Dataset
@@ -50,19 +51,10 @@ def measure(sizes: Sizes, teacher: int, repeats: int) -> dict[str, float]:
         teacher: both widths of the teacher.
         repeats: runs of each.
     """
-    dataset = generate(sizes)
-    base = models.build(
-        "semco",
-        dataset,
-        batch_size=sizes.batch,
-        alpha=TEACHER.alpha,
-        tau=TEACHER.tau,
-        gradient="autodiff",
-        hidden=teacher,
-        out=teacher,
-    )
+    dataset = semco_step.generate(sizes)
+    base = semco_step.build(dataset, sizes._replace(hidden=teacher, out=teacher), TEACHER)
     batches = list(base.batches(np.random.default_rng(0)))
-    steps = {"base": stepper(base, optimizer_of(base, TEACHER), batches)}
+    steps = {"base": stepper(base, semco_step.optimizer_of(base, TEACHER), batches)}
     for name, epochs in {"online": EPOCHS, "online, teacher stopped": 0}.items():
         model = online(dataset, sizes, teacher, epochs)
         optimizer = optim.distillation(
@@ -80,7 +72,7 @@ def main(_: list[str]) -> None:
     """Measures and prints."""
     values = flags.FLAGS
     logging.set_verbosity(logging.WARNING)  # not a line for each kind of device that is absent
-    sizes = Sizes(**{name: getattr(values, name) for name in Sizes._fields})
+    sizes = semco_step.sizes_of_flags(Sizes())
     times = measure(sizes, values.teacher, values.repeats)
     print("step                          ms   over base")
     for name, seconds in times.items():
@@ -89,8 +81,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    for field, value in Sizes()._asdict().items():
-        flags.DEFINE_integer(field, value, f"number of {field}", lower_bound=1)
+    semco_step.define_sizes(Sizes())
     flags.DEFINE_integer("teacher", 384, "hidden and output width of the teacher", lower_bound=1)
     flags.DEFINE_integer("repeats", 11, "runs of each measurement", lower_bound=1)
     app.run(main)

@@ -24,7 +24,7 @@ import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -53,6 +53,8 @@ MAPS = {
     "sparsemax": Map(2.0, 12.0, 0.001),
 }
 RATE, EPOCHS, SEED = 1e-3, 15, 0
+
+Sized = TypeVar("Sized", bound=NamedTuple)
 
 
 class Sizes(NamedTuple):
@@ -111,6 +113,17 @@ def step_flops(sizes: Sizes) -> int:
     final = 2 * s.warm * s.hidden * s.out
     logits = 2 * s.batch * s.batch * s.out
     return 2 * first + 3 * final + 3 * logits
+
+
+def define_sizes(defaults: Sized) -> None:
+    """Makes a flag of each field of a tuple of sizes."""
+    for field, value in defaults._asdict().items():
+        flags.DEFINE_integer(field, value, f"number of {field}", lower_bound=1)
+
+
+def sizes_of_flags(defaults: Sized) -> Sized:
+    """The tuple with what those flags say."""
+    return defaults._replace(**{name: getattr(flags.FLAGS, name) for name in defaults._fields})
 
 
 def shares(rows: int, longest: float, rng: np.random.Generator) -> np.ndarray:
@@ -386,7 +399,7 @@ def main(_: list[str]) -> None:
     if hasattr(os, "sched_setaffinity"):  # XLA starts as many threads as it may use processors
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, allowed[: values.threads])
-    sizes = Sizes(**{name: getattr(values, name) for name in Sizes._fields})
+    sizes = sizes_of_flags(Sizes())
     try:
         measured = measure(sizes, values.repeats, values.threads)
     except ValueError as error:
@@ -395,8 +408,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    for field, value in Sizes()._asdict().items():
-        flags.DEFINE_integer(field, value, f"number of {field}", lower_bound=1)
+    define_sizes(Sizes())
     flags.DEFINE_integer("repeats", 15, "runs of each measurement", lower_bound=1)
     flags.DEFINE_integer("threads", 2, "processors to use", lower_bound=1)
     app.run(main)

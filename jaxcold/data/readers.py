@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -369,20 +369,39 @@ def _parsed(
     source: Path | io.BytesIO, separator: str, header: list[str], wanted: list[str]
 ) -> list[np.ndarray]:
     """The wanted columns below the first line."""
+    kinds = {name: np.int64 if name in wanted else str for name in header}
+    frame = strict_table(source, separator, header, skip=1, dtype=kinds)
+    return [frame[name].to_numpy() for name in wanted]
+
+
+def strict_table(
+    source: Path | io.BytesIO, separator: str, names: list[str], skip: int, **options: Any
+) -> pd.DataFrame:
+    """A separated text file below its first lines; quotes mean nothing.
+
+    Args:
+        source: UTF-8 text.
+        separator: of the fields.
+        names: of the columns.
+        skip: lines that are left out.
+        **options: more for `pandas.read_csv`.
+
+    Raises:
+        ValueError, OverflowError, OSError, Warning: where pandas finds or guesses something odd.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        frame = pd.read_csv(
+        return pd.read_csv(
             source,
             sep=separator,
             header=None,
-            names=header,
-            skiprows=1,
+            names=names,
+            skiprows=skip,
             index_col=False,
-            dtype={name: np.int64 if name in wanted else str for name in header},
             quoting=csv.QUOTE_NONE,
-            encoding="utf-8",
+            encoding="utf-8-sig",
+            **options,
         )
-    return [frame[name].to_numpy() for name in wanted]
 
 
 def read_header(path: Path, separator: str, required: Sequence[str]) -> list[str]:

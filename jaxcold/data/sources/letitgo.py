@@ -8,10 +8,8 @@ File names and columns were taken from the authors' repository ArtemF42/let-it-g
 8f157253) and from the pages of the raw data sets.
 """
 
-import csv
 import importlib
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -396,21 +394,8 @@ def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
 def _read_text(path: Path, separator: str, names: list[str], skip: int = 0) -> pd.DataFrame:
     """Text columns of a separated file; row r stands in line r + skip + 1."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            table = pd.read_csv(
-                path,
-                sep=separator,
-                header=None,
-                names=names,
-                skiprows=skip,
-                index_col=False,
-                dtype=str,
-                keep_default_na=False,
-                skip_blank_lines=False,
-                quoting=csv.QUOTE_NONE,
-                encoding="utf-8-sig",
-            )
+        options = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}
+        table = readers.strict_table(path, separator, names, skip, **options)
     except (ValueError, OSError, Warning) as error:
         reason = " ".join(str(error).split())
         raise DataError(
