@@ -345,6 +345,9 @@ def test_offline_the_student_learns_after_the_teacher_and_from_it(offline):
     assert np.mean([f["distillation"] for f in logs[-5:]]) < logs[half]["distillation"]
     # The student studies the teacher as it ended, not as it was a step before.
     np.testing.assert_allclose(state.extra.average, state.extra.outputs, atol=1e-6)
+    drift = [found["ema_drift"] for found in logs if np.isfinite(found["ema_drift"])]
+    assert drift
+    assert all(0 <= found < 1e-10 for found in drift)
 
 
 @pytest.fixture(scope="module")

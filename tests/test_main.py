@@ -115,7 +115,7 @@ def test_distillation_trains_reports_and_takes_a_finished_teacher(tmp_path):
         ]
         assert rows[-1]["epoch"] == (4 if model == "semco_offline" else 2)
         for name in ("support/student", "target_in_support/teacher", "ema_drift"):
-            assert -1e-6 <= rows[-1][f"train/{name}"] <= 1, name
+            assert 0 <= rows[-1][f"train/{name}"] <= 1, name
         served = jaxcold.load(tmp_path / model / "models" / "seed_0")
         assert served.embed({"text": np.ones((1, 6))}).shape == (1, 4)
         assert (tmp_path / model / "summary.png").exists()

@@ -311,9 +311,8 @@ def _loss(
         hit = jnp.take_along_axis(found[2:], place[None, :, None], 2)[..., 0]
         hit &= parallel.share(there, axis)[None]
         known = hit.sum(1) / jnp.maximum((weight > 0).sum(), 1)
-        # What devices log adds up.
-        alike = jnp.sum(jnp.sum(seen * own_rows(outputs), axis=-1)) / items
-        drift = 1 / parallel.size(axis) - alike
+        # 1 - cosine of unit rows, written so that equal ones give 0. What devices log adds up.
+        drift = jnp.sum((seen - own_rows(outputs)) ** 2) / (2 * items)
         return dict(zip(MEASURED, (*support, *known, drift), strict=True))
 
     unknown = dict.fromkeys(MEASURED, jnp.full((), jnp.nan))
