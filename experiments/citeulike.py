@@ -27,6 +27,17 @@ TUNED = {
     "fenchel_young": {"entmax15": (1.25, 1e-4), "sparsemax": (5.0, 1e-4)},
 }
 
+# Distillation starts from the authors' values for onion, the teacher's temperature among them. They
+# have no online softmax: it is their offline student's, learning beside its teacher.
+OFFLINE = {
+    name: {**values, "teacher_tau": onion.TUNED["autodiff"][name][0]}
+    for name, values in onion.OFFLINE.items()
+}
+ONLINE = {
+    **onion.ONLINE,
+    "softmax": {**OFFLINE["softmax"], "l2": 1e-4, "ema": 0.5, "epochs": 15, "warmup_epochs": 1},
+}
+
 
 def get_config(model: str = "semco") -> config_dict.ConfigDict:
     """The configuration; see `experiments.base` for every field."""
@@ -35,8 +46,8 @@ def get_config(model: str = "semco") -> config_dict.ConfigDict:
         dataset="citeulike-a",
         about=__doc__ or "",
         tuned=TUNED,
-        offline=onion.OFFLINE,  # distillation starts from the authors' values for onion
-        online=onion.ONLINE,
+        offline=OFFLINE,
+        online=ONLINE,
     )
     if model == "semco":
         config.model.gradient = (
