@@ -363,7 +363,10 @@ def _figure(workdir: pathlib.Path, study: optuna.Study, name: str) -> None:
         for noise in (optuna.exceptions.ExperimentalWarning, UserWarning):
             warnings.simplefilter("ignore", noise)
         axes: Any = optuna.visualization.matplotlib.plot_slice(study, target_name=name)
-    figure = np.ravel(axes)[0].figure
+    panels = np.ravel(axes)
+    for panel in panels:
+        panel.tick_params(axis="x", labelrotation=45)  # more values than fit side by side
+    figure = panels[0].figure
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
