@@ -20,11 +20,11 @@ Expected  test, all items compete, mean of five runs in the paper (HR@10 | NDCG@
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import config as base
 
 
 def get_config(model: str = "sasrec_delta") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.base` for every field."""
+    """The configuration; see `experiments.config` for every field."""
     config = base.get_sequence_config(model, dataset="amazon-m2", about=__doc__ or "")
     config.data.layout = "amazon_m2"
     config.data.published = "https://kddcup23.github.io"

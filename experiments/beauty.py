@@ -23,7 +23,7 @@ Expected  test, all items compete, mean of five runs in the paper (HR@10 | NDCG@
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import config as base
 
 # For semco: sparsemax has the best of 2, 5, 10, 20 and 40 on cold validation items; entmax15 the
 # value of citeulike-a.
@@ -31,7 +31,7 @@ TUNED = {"fenchel_young": {"entmax15": (1.25, 1e-4), "sparsemax": (20.0, 1e-4)}}
 
 
 def get_config(model: str = "sasrec_delta") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.base` for every field."""
+    """The configuration; see `experiments.config` for every field."""
     if model == "semco":
         config = base.get_config(
             model, dataset="amazon-beauty", about=__doc__ or "", tuned=TUNED, offline={}, online={}

@@ -13,7 +13,8 @@ Expected  see README.md, which has the table of five seeds for every map
 
 from ml_collections import config_dict
 
-from experiments import base, onion
+from experiments import config as base
+from experiments import onion
 
 # The exact gradient's temperatures were chosen by cold-validation NDCG@20 after 4 epochs of one
 # seed (content=files): sparsemax among 4, 5, 6 (.2020, .2030, .2012), entmax15 among 1, 1.25, 1.5
@@ -42,7 +43,7 @@ ONLINE = {
 
 
 def get_config(model: str = "semco") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.base` for every field."""
+    """The configuration; see `experiments.config` for every field."""
     config = base.get_config(
         model,
         dataset="citeulike-a",

@@ -17,11 +17,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments import finished, main, rundir, runner
+from experiments import finished, main, runner
 from experiments import task as tasks
-from experiments.base import ConfigError
-from jaxcold.eval import report
+from experiments import workdir as rundir
+from experiments.config import ConfigError
 from jaxcold.files import write_atomic
+from jaxcold.reporting import tables as report
 
 # What tells runs apart; where they lie and for how long they took does not.
 TELLING = ("model.", "train.", "data.content", "data.modes")
@@ -36,7 +37,7 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
 
     Returns:
         "runs": name to "workdir", "seeds" and, for each title of `Task.compared`, mean and std;
-        "tests": name to the result of `jaxcold.eval.report.paired` on NDCG against the first;
+        "tests": name to the result of `jaxcold.reporting.tables.paired` on NDCG against the first;
         "where": the slice of these tests; "cutoff".
 
     Raises:

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from experiments import finished, main, runner
 from experiments import task as tasks
-from experiments.base import ConfigError
-from jaxcold.data import packing
+from experiments.config import ConfigError
+from jaxcold.data.sequences import batches as packing
 from jaxcold.files import write_atomic
 from jaxcold.types import Csr
 

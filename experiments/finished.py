@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import rundir
 from experiments import task as tasks
-from experiments.base import ConfigError
+from experiments import workdir as rundir
+from experiments.config import ConfigError
 from experiments.task import Task
-from jaxcold.eval import report
+from jaxcold.reporting import tables as report
 
 
 class Finished(NamedTuple):

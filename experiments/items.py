@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
-from experiments.base import ConfigError
+from experiments.config import ConfigError
 from experiments.task import Task
 from jaxcold import models, parallel
-from jaxcold.data.dataset import Dataset
-from jaxcold.data.loading import load
-from jaxcold.data.splits import write_split
-from jaxcold.eval import report
-from jaxcold.eval.figure import BARS
+from jaxcold.data.pairs.dataset import Dataset
+from jaxcold.data.pairs.load import load
+from jaxcold.data.pairs.split import write_split
+from jaxcold.estimators.semco import SEMCo
 from jaxcold.models import content_knn
 from jaxcold.models.distillation import clock_of
-from jaxcold.recommender import SEMCo
-from jaxcold.train.optim import adam_coupled_l2, cosine, distillation
+from jaxcold.reporting import tables as report
+from jaxcold.reporting.figures import BARS
+from jaxcold.train.transforms import adam_coupled_l2, cosine, distillation
 from jaxcold.types import EvalSlice, Model, Representations
 
 FAMILY = {"semco": "SEMCo", "semco_offline": "SEMCo-Offline", "semco_online": "SEMCo-Online"}

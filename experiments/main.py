@@ -22,7 +22,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from experiments import base
+from experiments import config as base
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="FILE.py[:MODEL]")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results; made where it is absent.")
@@ -180,14 +180,14 @@ def _start_hosts() -> None:
     if where == "cluster":
         if hosts is not None or host is not None:
             raise base.ConfigError("--coordinator=cluster knows --hosts and --host; leave them out")
-        parallel.start()
+        parallel.initialize_hosts()
         return
     if hosts is None or host is None or host >= hosts or not re.fullmatch(r"[^:]+:\d+", where):
         raise base.ConfigError(
             f"--coordinator={where}: give HOST:PORT, or cluster, with --hosts=N and --host from 0 "
             "to N - 1"
         )
-    parallel.start(where, hosts, host)
+    parallel.initialize_hosts(where, hosts, host)
 
 
 def main(argv: Sequence[str]) -> int:

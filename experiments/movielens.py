@@ -14,11 +14,11 @@ Expected  15 of the 166 test targets are cold: a check that everything runs, not
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import config as base
 
 
 def get_config(model: str = "sasrec_delta") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.base` for every field."""
+    """The configuration; see `experiments.config` for every field."""
     config = base.get_sequence_config(model, dataset="ml-100k", about=__doc__ or "")
     config.data.published = "https://grouplens.org/datasets/movielens/100k/"
     if model != "content_knn":

@@ -17,7 +17,7 @@ Expected  cold test, all cold items compete, mean of five runs in the paper:
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import config as base
 
 # Temperature and L2 of the authors' published scripts; they belong to gradient="autodiff".
 TUNED = {
@@ -61,7 +61,7 @@ ONLINE = {
 
 
 def get_config(model: str = "semco") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.base` for every field."""
+    """The configuration; see `experiments.config` for every field."""
     config = base.get_config(
         model, dataset="onion", about=__doc__ or "", tuned=TUNED, offline=OFFLINE, online=ONLINE
     )

@@ -11,7 +11,7 @@ Expected  see README.md
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import config as base
 
 TUNED = {
     "autodiff": {"softmax": (0.25, 1e-4)},
@@ -39,7 +39,7 @@ ONLINE = {
 
 
 def get_config(model: str = "semco") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.base` for every field."""
+    """The configuration; see `experiments.config` for every field."""
     config = base.get_config(
         model,
         dataset="synthetic",

@@ -17,16 +17,16 @@ import numpy as np
 from ml_collections import config_dict
 from rich.console import Console
 
-from experiments import rundir
 from experiments import task as tasks
-from experiments.base import ConfigError, StoppedError
+from experiments import workdir as rundir
+from experiments.config import ConfigError, StoppedError
 from experiments.task import Task
 from jaxcold import parallel
-from jaxcold.eval import report
-from jaxcold.eval.figure import figure
 from jaxcold.eval.metrics import Metrics, evaluate
-from jaxcold.eval.rank import random_top_k, top_k
+from jaxcold.eval.ranking import random_top_k, top_k
 from jaxcold.files import write_atomic
+from jaxcold.reporting import tables as report
+from jaxcold.reporting.figures import figure
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import Step, TrainState, init_state, make_step, place
@@ -56,7 +56,7 @@ def run(
     """Runs an experiment.
 
     Args:
-        config: from `experiments.base.resolve`.
+        config: from `experiments.config.resolve`.
         workdir: receives config.json, split.npz, metrics.jsonl, TensorBoard events in ``tb``,
             a trained recommender per seed in ``models``, and at the end a figure, results.md,
             results.json and, for paired tests with other runs, per_user.npz. With
@@ -68,7 +68,7 @@ def run(
     """
     with contextlib.ExitStack() as stack:
         own = workdir
-        if not parallel.leads():  # this host does what all do, and tells nobody
+        if not parallel.is_primary():  # this host does what all do, and tells nobody
             own = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         return _run(config, workdir, own, overwrite)
 
@@ -113,7 +113,7 @@ def _run(
     means = {where: report.seed_means([metrics[where] for metrics in by_seed]) for where in tests}
     report.write_users(own / rundir.USERS_FILE, means)
     report.write_results(own, results, name=name, tables=task.tables)
-    parallel.meet("done")  # nobody needs the checkpoints any more
+    parallel.barrier("done")  # nobody needs the checkpoints any more
     rundir.tidy(own)
     _show(config, workdir, results, console)
     return results
@@ -177,13 +177,13 @@ def _prepare(
             f"--workdir={workdir}: the data are not those that this run was begun with; name "
             "another folder, or pass --overwrite to begin again"
         )
-    parallel.meet("read")  # before the first changes what the others look at
+    parallel.barrier("read")  # before the first changes what the others look at
     if begun:
         rundir.clear_killed(own)
     else:
         rundir.begin(own, plain)
         task.write_split(own / rundir.SPLIT_FILE, dataset)
-    parallel.meet("begun")
+    parallel.barrier("begun")
     return prepared
 
 
@@ -303,7 +303,7 @@ def validate(run: Run, seed: int, *, label: str, on_score: Callable[[int, float]
 def _asked_to_stop() -> Iterator[Callable[[int], bool]]:
     """Whether to stop after so many steps: SIGTERM asks for it, instead of ending the process."""
     if jax.process_count() > 1:
-        yield parallel.asked_to_stop
+        yield parallel.stop_requested
         return
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

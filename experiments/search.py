@@ -29,9 +29,11 @@ from absl import app, flags
 from ml_collections import config_dict
 from rich.console import Console
 
-from experiments import base, main, rundir, runner
-from experiments.base import ConfigError
-from jaxcold.data.loading import load
+from experiments import config as base
+from experiments import main, runner
+from experiments import workdir as rundir
+from experiments.config import ConfigError
+from jaxcold.data.pairs.load import load
 from jaxcold.files import write_atomic
 
 try:

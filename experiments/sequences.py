@@ -9,17 +9,17 @@ import numpy as np
 import optax
 from ml_collections import config_dict
 
-from experiments.base import ConfigError
+from experiments.config import ConfigError
 from experiments.task import Task
 from jaxcold import models, parallel
-from jaxcold.data import questions
-from jaxcold.data.sequence_loading import load_sequences
-from jaxcold.data.sequence_splits import write_sequence_split
-from jaxcold.data.sequences import SequenceDataset
+from jaxcold.data.sequences import evaluation as questions
+from jaxcold.data.sequences.dataset import SequenceDataset
+from jaxcold.data.sequences.load import load_sequences
+from jaxcold.data.sequences.split_file import write_sequence_split
+from jaxcold.estimators.sasrec import SASRec
+from jaxcold.estimators.semco import SEMCo
 from jaxcold.models import content_knn
-from jaxcold.recommender import SEMCo
-from jaxcold.sequential import SASRec
-from jaxcold.train.optim import sasrec as optimizer_of
+from jaxcold.train.transforms import sasrec as optimizer_of
 from jaxcold.types import EvalSlice, Model, Representations
 
 TABLES = {

@@ -18,11 +18,11 @@ Expected  test, all items compete, mean of five runs in the paper (HR@10 | NDCG@
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import config as base
 
 
 def get_config(model: str = "sasrec_delta") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.base` for every field."""
+    """The configuration; see `experiments.config` for every field."""
     config = base.get_sequence_config(model, dataset="zvuk", about=__doc__ or "")
     config.data.layout = "zvuk"
     config.data.published = "https://www.kaggle.com/datasets/alexxl/zvuk-dataset"

@@ -54,7 +54,7 @@ def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> N
 
 
 def clear_partial(folder: str | os.PathLike) -> None:
-    """Deletes what killed processes left of files and of models (`jaxcold.artifact`) in a folder.
+    """Deletes what killed processes left of files and saved models in a folder.
 
     For a folder in which nobody else writes.
     """

@@ -85,7 +85,7 @@ class TopK(NamedTuple):
     scores: np.ndarray  # f32[n, K]; -inf there
 
 
-class Split(NamedTuple):
+class ShardingSpec(NamedTuple):
     """Names of the arrays that are split over devices along their first axis.
 
     All others are on every device. A name is that of a field or key on the way to the array.
@@ -116,7 +116,7 @@ class Model(NamedTuple):
     # (as for `batches`, number of a batch in the epoch) -> external ids of its examples, by name
     examples: Callable[[np.random.Generator, int], Mapping[str, np.ndarray]] = lambda rng, at: {}
     devices: Any = None  # jaxcold.parallel.Devices on which the arrays are; None: one
-    split: Split = Split()
+    sharding: ShardingSpec = ShardingSpec()
     # Steps that may wait for the device, few where batches are large. Reading a loss this old waits
     # for nothing, and one that is not finite is seen this many steps late at most.
     in_flight: int = 16

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from experiments.bench import sasrec_step
-from jaxcold.data import packing
-from jaxcold.data.sequences import windows
+from jaxcold.data.sequences import batches as packing
+from jaxcold.data.sequences.split import windows
 
 TINY = sasrec_step.Sizes(
     items=50,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from experiments.bench import big_catalogue, semco_step
-from jaxcold.data import batches, vectors
-from jaxcold.data.batches import prefetch, shuffled_pairs
-from jaxcold.data.dataset import Interactions
+from jaxcold.data import content as vectors
+from jaxcold.data.pairs import batches
+from jaxcold.data.pairs.batches import prefetch, shuffled_pairs
+from jaxcold.data.pairs.dataset import Interactions
 from jaxcold.models import semco_data
 from jaxcold.train.loop import fit
 from jaxcold.train.step import TrainState, init_state, make_step

@@ -9,8 +9,9 @@ import pytest
 import scipy.stats
 from test_main import ROOT, small, write_mmrec
 
-from experiments import base, clothing, compare, runner
-from jaxcold.eval import report
+from experiments import clothing, compare, runner
+from experiments import config as base
+from jaxcold.reporting import tables as report
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from jaxcold.data import Interactions, load, make_split, read_split, readers, write_split
-from jaxcold.data.dataset import PARTS, ColdSplit
+from jaxcold.data.pairs.dataset import PARTS, ColdSplit
 from jaxcold.types import DataError
 
 

@@ -10,14 +10,14 @@ import pytest
 from flax import nnx
 from test_semco import ALPHAS, TOLERANCE, tiny
 
+from jaxcold.estimators.semco import SEMCo
 from jaxcold.models import build as build_model
 from jaxcold.models import distillation, encoders, semco, semco_data
 from jaxcold.models.layers import unit_rows
-from jaxcold.recommender import SEMCo
-from jaxcold.train import optim
+from jaxcold.train import transforms as optim
 from jaxcold.train.loop import fit
-from jaxcold.train.optim import adam_coupled_l2, cosine, in_turn, warm_up
 from jaxcold.train.step import init_state, make_step
+from jaxcold.train.transforms import adam_coupled_l2, cosine, in_turn, warm_up
 from jaxcold.types import Csr
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -17,11 +17,13 @@ import optax
 import pytest
 from test_resume import ROOT, a_state, assert_state, config_of
 
-from experiments import base, main, rundir, runner
+from experiments import config as base
+from experiments import main, runner
+from experiments import workdir as rundir
 from experiments.bench.toy import write_mmrec
-from jaxcold.data.batches import shuffled_pairs
-from jaxcold.eval import report
+from jaxcold.data.pairs.batches import shuffled_pairs
 from jaxcold.files import check_mapped, write_atomic
+from jaxcold.reporting import tables as report
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import init_state, make_step

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import jaxcold
-from experiments import base, citeulike, clothing, electronics, microlens, onion, quickstart, runner
+from experiments import citeulike, clothing, electronics, microlens, onion, quickstart, runner
+from experiments import config as base
 from experiments.bench.toy import write_mmrec
 from jaxcold.types import MissingDataError
 

@@ -24,15 +24,16 @@ from test_sasrec import circle
 from test_semco import tiny
 from test_sequential_runs import config_of as sequences_config
 
-from experiments import base, clothing, runner
+from experiments import clothing, runner
+from experiments import config as base
 from experiments.bench import scaling
 from experiments.bench.toy import write_log, write_mmrec
 from jaxcold import models, parallel
 from jaxcold.data import readers
-from jaxcold.eval import report
-from jaxcold.eval.rank import top_k
+from jaxcold.eval.ranking import top_k
+from jaxcold.reporting import tables as report
 from jaxcold.sparse import linear_entmax_sum, sharded_entmax_sum
-from jaxcold.train import optim
+from jaxcold.train import transforms as optim
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Csr, DataError, EvalSlice, Representations
 
@@ -185,7 +186,7 @@ def sasrec(devices, *, adam=False, **changes):
         return steps(model, optax.sgd(0.1))
     # Some gradients are zero but for rounding; Adam would make steps of them.
     bounded = optax.masked(
-        optim.clip_row_norm(0.05), lambda params: parallel.splits(params, ("delta",))
+        optim.clip_row_norm(0.05), lambda params: parallel.sharding_tree(params, ("delta",))
     )
     return steps(model, optax.chain(optax.adam(1e-2, eps=1e-2), bounded))
 
@@ -227,7 +228,7 @@ def test_best_lists_are_those_of_one_device(form):
 def test_no_device_holds_a_whole_table(quick):
     devices = parallel.choose("shard_map", count=8, shard_items=True)
     state = compare(sasrec, devices, item_table="delta", adam=True)
-    split = jax.tree.leaves(parallel.splits(state, ("delta",)))
+    split = jax.tree.leaves(parallel.sharding_tree(state, ("delta",)))
     leaves = list(zip(jax.tree.leaves(state), split, strict=True))
     tables = [leaf for leaf, divided in leaves if divided]
     assert len(tables) == 3  # and both of Adam's moments
@@ -282,9 +283,10 @@ def test_the_split_loss_is_the_loss(alpha, x64):
             )
 
         value, (dh, dW) = jax.value_and_grad(part, (0, 1))(h, W)
-        return parallel.total((value, dh), "devices"), dW
+        return parallel.sum_over_devices((value, dh), "devices"), dW
 
-    split = jax.jit(lambda *a: parallel.run(devices, body, a, (False, True), ((False,) * 2, True)))
+    specs = (False, True), ((False,) * 2, True)
+    split = jax.jit(lambda *a: parallel.run_on_devices(devices, body, a, *specs))
     (value, dh), dW = split(h, W)
     wanted, gradients = jax.value_and_grad(whole, (0, 1))(h, W)
     np.testing.assert_allclose(value, wanted, rtol=1e-12)
@@ -502,7 +504,7 @@ def test_what_each_host_has_reaches_all(three_hosts, monkeypatch):
     rng = np.random.default_rng(0)
     for dtype, shape in [(np.int64, ()), (np.float32, (3,)), (bool, (2, 2)), (np.int64, (9,))]:
         own = [(rng.random((n, *shape)) * 2**40).astype(dtype) for n in (5, 0, 17)]
-        for found in three_hosts(parallel.exchange, own):
+        for found in three_hosts(parallel.all_gather_hosts, own):
             for theirs, wanted in zip(found, own, strict=True):
                 assert theirs.dtype == wanted.dtype
                 np.testing.assert_array_equal(theirs, wanted)
@@ -543,8 +545,8 @@ def test_shares_of_hosts_are_all_rows_once(hosts, monkeypatch):
         rows = []
         for host in range(hosts):
             monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-            first, end = parallel.share_of_host(count, multiple)
+            first, end = parallel.host_shard(count, multiple)
             assert first % multiple == 0 or first == count
             rows += range(first, end)
-            assert {n for n in range(9) if parallel.takes(n)} == set(range(host, 9, hosts))
+            assert {n for n in range(9) if parallel.is_owner(n)} == set(range(host, 9, hosts))
         assert rows == list(range(count))

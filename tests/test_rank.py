@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcold.eval.rank import random_top_k, rank_scores, top_k
+from jaxcold.eval.ranking import random_top_k, rank_scores, top_k
 from jaxcold.types import Csr, EvalSlice, Representations
 
 METHODS = ("host", "device")

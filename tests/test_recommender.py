@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 import jaxcold
-from jaxcold import artifact
 from jaxcold.data import synthetic
+from jaxcold.estimators import artifact
+from jaxcold.estimators.semco import SEMCo
 from jaxcold.models import semco
-from jaxcold.recommender import SEMCo
-from jaxcold.train.optim import adam_coupled_l2, cosine
 from jaxcold.train.step import init_state
+from jaxcold.train.transforms import adam_coupled_l2, cosine
 from jaxcold.types import DataError
 
 GROUPS, USERS, WARM, COLD = 4, 40, 48, 16

@@ -11,9 +11,9 @@ import pytest
 import rich.console
 import scipy.stats
 
-from jaxcold.eval import report
-from jaxcold.eval.figure import figure
 from jaxcold.eval.metrics import evaluate
+from jaxcold.reporting import tables as report
+from jaxcold.reporting.figures import figure
 from jaxcold.types import Csr, EvalSlice, TopK
 
 

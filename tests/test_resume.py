@@ -15,11 +15,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_main import small
 
-from experiments import base, clothing, main, rundir, runner
+from experiments import clothing, main, runner
+from experiments import config as base
+from experiments import workdir as rundir
 from experiments.bench.kill_resume import outcome
 from experiments.bench.toy import write_mmrec
-from jaxcold.data.loading import load
-from jaxcold.eval import report
+from jaxcold.data.pairs.load import load
+from jaxcold.reporting import tables as report
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.step import TrainState, init_state
 from jaxcold.types import DataError

@@ -10,16 +10,18 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxcold.data import packing, questions, reduction
-from jaxcold.data.sequences import Questions, SequenceDataset
-from jaxcold.data.vectors import unit_rows
+from jaxcold.data import reduction
+from jaxcold.data.content import unit_rows
+from jaxcold.data.sequences import batches as packing
+from jaxcold.data.sequences import evaluation as questions
+from jaxcold.data.sequences.dataset import Questions, SequenceDataset
 from jaxcold.eval.metrics import evaluate
-from jaxcold.eval.rank import top_k
+from jaxcold.eval.ranking import top_k
 from jaxcold.models import sasrec
 from jaxcold.sparse import linear_entmax_sum
-from jaxcold.train.optim import clip_row_norm
-from jaxcold.train.optim import sasrec as optimizer_of
 from jaxcold.train.step import init_state, make_step
+from jaxcold.train.transforms import clip_row_norm
+from jaxcold.train.transforms import sasrec as optimizer_of
 from jaxcold.types import Csr, DataError, Representations
 
 NAMES = {

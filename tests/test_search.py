@@ -14,7 +14,9 @@ import optuna
 import pytest
 from test_main import small
 
-from experiments import base, citeulike, clothing, rundir, runner, search
+from experiments import citeulike, clothing, runner, search
+from experiments import config as base
+from experiments import workdir as rundir
 from experiments.bench.toy import write_mmrec
 from jaxcold.train.loop import DivergedError
 
@@ -245,7 +247,8 @@ def test_another_config_is_refused_or_replaced(data, tmp_path, stub):
 PROCESS = """
 import pathlib, sys, time
 import test_search
-from experiments import rundir, runner, search
+from experiments import runner, search
+from experiments import workdir as rundir
 root, workdir, pause = sys.argv[1:]
 
 def validate(run, seed, *, label, on_score):

@@ -9,13 +9,13 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxcold.data import vectors
-from jaxcold.data.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
+from jaxcold.data import content as vectors
+from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.models import encoders, semco, semco_data
 from jaxcold.models.layers import Moments, catalogue_moments, unit_rows
 from jaxcold.train.loop import DivergedError, fit
-from jaxcold.train.optim import adam_coupled_l2, cosine
 from jaxcold.train.step import init_state, make_step
+from jaxcold.train.transforms import adam_coupled_l2, cosine
 from jaxcold.types import Csr
 
 ALPHAS = {"sparsemax": 2.0, "entmax15": 1.5}

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxcold.data import sequences
-from jaxcold.data.sequence_loading import load_sequences
-from jaxcold.data.sequence_splits import write_sequence_split
+from jaxcold.data.sequences import split as sequences
+from jaxcold.data.sequences.load import load_sequences
+from jaxcold.data.sequences.split_file import write_sequence_split
 from jaxcold.data.sources import letitgo
 from jaxcold.types import DataError
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxcold.data import sequences
-from jaxcold.data.sequence_loading import load_sequences
+from jaxcold.data.sequences import split as sequences
+from jaxcold.data.sequences.load import load_sequences
 from jaxcold.types import Csr, DataError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "letitgo"

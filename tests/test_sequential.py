@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 
 import jaxcold
-from jaxcold import artifact, estimator, sequential
-from jaxcold.data.sequences import Questions, SequenceDataset
+from jaxcold.data.sequences.dataset import Questions, SequenceDataset
+from jaxcold.estimators import artifact
+from jaxcold.estimators import base as estimator
+from jaxcold.estimators import sasrec as sequential
+from jaxcold.estimators.sasrec import SASRec
 from jaxcold.models import sasrec
-from jaxcold.sequential import SASRec
 from jaxcold.types import Csr, DataError
 
 WARM, COLD, USERS = 24, 4, 150

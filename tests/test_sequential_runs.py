@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from test_resume import assert_same, cut_run
 
-from experiments import amazon_m2, base, beauty, compare, figures, movielens, rundir, runner, zvuk
-from experiments.base import ConfigError
+from experiments import amazon_m2, beauty, compare, figures, movielens, runner, zvuk
+from experiments import config as base
+from experiments import workdir as rundir
 from experiments.bench.toy import write_log
-from jaxcold.recommender import SEMCo
+from experiments.config import ConfigError
+from jaxcold.estimators.semco import SEMCo
 from jaxcold.types import MissingDataError
 
 CONFIGS = {"beauty": beauty, "amazon_m2": amazon_m2, "zvuk": zvuk, "movielens": movielens}

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from jaxcold.data import load
 from jaxcold.data.sources import citeulike
-from jaxcold.data.sources.fetch import fetch
+from jaxcold.data.sources.download import fetch
 from jaxcold.types import DataError
 
 BODY = np.random.default_rng(0).bytes(300_000)

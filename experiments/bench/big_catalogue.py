@@ -34,10 +34,10 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments.bench import semco_step
-from jaxcold.data.batches import touched_items
-from jaxcold.data.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
-from jaxcold.eval.report import peak_memory
+from jaxcold.data.pairs.batches import touched_items
+from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.models import semco
+from jaxcold.reporting.tables import peak_memory
 from jaxcold.train.loop import fit
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Csr, Model

@@ -13,8 +13,8 @@ from experiments.bench import semco_step
 from experiments.bench.semco_step import EPOCHS, RATE, Map, Sizes, stepper
 from experiments.bench.timing import median_times
 from jaxcold import models
-from jaxcold.data.dataset import Dataset
-from jaxcold.train import optim
+from jaxcold.data.pairs.dataset import Dataset
+from jaxcold.train import transforms as optim
 from jaxcold.types import Model
 
 GOAL = 2.2

@@ -47,13 +47,14 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.bench.timing import median_times
-from jaxcold.data import packing
-from jaxcold.data.sequence_loading import load_sequences
-from jaxcold.data.sequences import Questions, SequenceDataset, windows
+from jaxcold.data.sequences import batches as packing
+from jaxcold.data.sequences.dataset import Questions, SequenceDataset
+from jaxcold.data.sequences.load import load_sequences
+from jaxcold.data.sequences.split import windows
 from jaxcold.models import sasrec
 from jaxcold.sparse import fenchel_young_loss
 from jaxcold.sparse.linear_sum import tile_rows
-from jaxcold.train import optim
+from jaxcold.train import transforms as optim
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import Csr, MissingDataError, Model
 

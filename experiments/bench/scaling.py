@@ -18,7 +18,7 @@ from absl import app
 
 from experiments.bench import sasrec_step, semco_step
 from jaxcold import models, parallel
-from jaxcold.train import optim
+from jaxcold.train import transforms as optim
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Model
 

@@ -31,11 +31,11 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments.bench.timing import median_times
-from jaxcold.data.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
-from jaxcold.eval.report import peak_memory
+from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.models import semco
-from jaxcold.train.optim import adam_coupled_l2, cosine
+from jaxcold.reporting.tables import peak_memory
 from jaxcold.train.step import init_state, make_step
+from jaxcold.train.transforms import adam_coupled_l2, cosine
 from jaxcold.types import Csr, Model
 
 

@@ -1,8 +1,8 @@
 """Data sets: reading, checking, splitting. NumPy, pandas and SciPy only; never JAX."""
 
-from jaxcold.data.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
-from jaxcold.data.loading import load
-from jaxcold.data.splits import make_split, read_split, write_split
+from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
+from jaxcold.data.pairs.load import load
+from jaxcold.data.pairs.split import make_split, read_split, write_split
 
 __all__ = [
     "ColdSplit",

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from jaxcold import parallel
-from jaxcold.data.dataset import PARTS, ColdSplit, ContentFeatures, Interactions
-from jaxcold.data.splits import checked_split
+from jaxcold.data.pairs.dataset import PARTS, ColdSplit, ContentFeatures, Interactions
+from jaxcold.data.pairs.split import checked_split
 from jaxcold.types import DataError, MissingDataError
 
 _CHUNK_BYTES = 1 << 24
@@ -359,10 +359,10 @@ def _read_in_shares(
         columns = np.stack(_parsed(share, separator, header, wanted))
     except (ValueError, OverflowError, Warning):
         columns = None
-    if any(bad.any() for bad in parallel.exchange(np.array([columns is None]))):
+    if any(bad.any() for bad in parallel.all_gather_hosts(np.array([columns is None]))):
         return []  # read as a whole, what is wrong has its line
     assert columns is not None
-    return list(np.concatenate(parallel.exchange(columns.T)).T)
+    return list(np.concatenate(parallel.all_gather_hosts(columns.T)).T)
 
 
 def _parsed(

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from jaxcold.data import vectors
+from jaxcold.data import content as vectors
 from jaxcold.types import DataError
 
 

@@ -14,8 +14,8 @@ items reaches 0.9 of the oracle's NDCG@20.)
 
 import numpy as np
 
-from jaxcold.data.dataset import ContentFeatures, Dataset, Interactions
-from jaxcold.data.splits import make_split
+from jaxcold.data.pairs.dataset import ContentFeatures, Dataset, Interactions
+from jaxcold.data.pairs.split import make_split
 from jaxcold.types import Representations
 
 LATENT = 8

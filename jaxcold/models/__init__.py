@@ -7,8 +7,8 @@ the SEMCo family, of a `SequenceDataset` for "sasrec" and "content_knn".
 import importlib
 from typing import Any
 
-from jaxcold.data.dataset import Dataset
-from jaxcold.data.sequences import SequenceDataset
+from jaxcold.data.pairs.dataset import Dataset
+from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.types import Model
 
 # Name to its file and what the name alone decides.

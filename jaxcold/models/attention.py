@@ -1,6 +1,6 @@
 """Attention among the tokens of a batch, with the feed-forward layer that follows it.
 
-Tokens are a list; attention alone looks at rectangles, see `jaxcold.data.packing`.
+Tokens are a list; attention alone looks at rectangles, see `jaxcold.data.sequences.batches`.
 """
 
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxcold.data.packing import Tokens
+from jaxcold.data.sequences.batches import Tokens
 from jaxcold.models.layers import Compute
 
 INIT = 0.02  # standard deviation of fresh weights

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxcold.data import packing, questions, vectors
-from jaxcold.data.sequences import SequenceDataset
+from jaxcold.data import content as vectors
+from jaxcold.data.sequences import batches as packing
+from jaxcold.data.sequences import evaluation as questions
+from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.types import Csr, DataError, Model, Representations
 
 
@@ -61,7 +63,7 @@ def of_sequences(dataset: SequenceDataset, part: str, *, max_length: int) -> Rep
 
     Args:
         dataset: the data.
-        part: "val" or "test", see `jaxcold.data.questions.histories`.
+        part: "val" or "test", see `jaxcold.data.sequences.evaluation.histories`.
         max_length: items of a history that count.
 
     Returns:

@@ -19,7 +19,7 @@ from flax import nnx
 from jax import Array
 
 from jaxcold import parallel
-from jaxcold.data.dataset import Dataset
+from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.models import encoders, semco, semco_data
 from jaxcold.models.layers import Compute, unit_rows
 from jaxcold.sparse import entmax, fenchel_young_loss
@@ -138,11 +138,11 @@ def _similarities(
 
     Of many devices each has its share of the rows and computes that of the result.
     """
-    kept = parallel.padded(kept, axis)
+    kept = parallel.pad_rows(kept, axis)
     every = parallel.gather(rows, axis)
     logits = semco.logits(rows / omega, every, jnp.where(kept, 0.0, semco.ABSENT), compute)
     place = jnp.arange(every.shape[0])
-    diagonal = parallel.share(place, axis)[:, None] == place[None, :]
+    diagonal = parallel.shard(place, axis)[:, None] == place[None, :]
     return jnp.where(diagonal & kept[None, :], -1 / omega, logits)
 
 
@@ -170,7 +170,7 @@ def similarity_loss(
         alpha: of the entmax.
         omega: temperature; it enters once.
         compute: of the products, see `semco.build`.
-        axis: of the devices. Each has its share of the rows, `jaxcold.parallel.share`, and of the
+        axis: of the devices. Each has its share of the rows, `jaxcold.parallel.shard`, and of the
             results; their losses add up to the mean.
 
     Returns:
@@ -180,7 +180,7 @@ def similarity_loss(
     target = entmax(_similarities(jax.lax.stop_gradient(teacher), *common), alpha)
     losses = fenchel_young_loss(_similarities(student, *common), target, alpha)
     count = jnp.maximum(kept.sum(), 1)
-    return jnp.sum(jnp.where(parallel.share(kept, axis), losses, 0)) / count, target
+    return jnp.sum(jnp.where(parallel.shard(kept, axis), losses, 0)) / count, target
 
 
 def _loss(
@@ -236,7 +236,7 @@ def _loss(
         return jnp.where((row < items)[:, None], rows, 0)
 
     def own_rows(rows: Array) -> Array:
-        return rows if shard_items else parallel.share(rows, axis)
+        return rows if shard_items else parallel.shard(rows, axis)
 
     def mean(total_and_count: tuple[Array, Array]) -> Array:
         total, rows = total_and_count
@@ -272,8 +272,8 @@ def _loss(
         ids, kept = sub_batch(key, whole, user, weight, items=items, positives=positives)
         seen = own_rows(average)
         rows = encoder.student(seen)
-        at = parallel.here(ids, own_items, axis)
-        compared = parallel.rows(rows, at, axis), parallel.rows(seen, at, axis)
+        at = parallel.local_index(ids, own_items, axis)
+        compared = parallel.gather_rows(rows, at, axis), parallel.gather_rows(seen, at, axis)
         return rows, seen, compared, kept
 
     def study() -> tuple[Array, Array]:
@@ -288,12 +288,12 @@ def _loss(
 
     def measure() -> dict[str, Array]:
         rows, seen, compared, kept = pupil()
-        there = parallel.padded(weight > 0, axis)
+        there = parallel.pad_rows(weight > 0, axis)
         bias = jnp.where(there, 0.0, semco.ABSENT)
 
         def scores(rows: Array, tau: float) -> Array:
             users = semco.user_vectors(rows, histories, None, axis)
-            columns = parallel.gather(parallel.rows(rows, positive, axis), axis)
+            columns = parallel.gather(parallel.gather_rows(rows, positive, axis), axis)
             return semco.logits(users / (tau**2 if alpha > 1 else tau), columns, bias, compute)
 
         # One search over all four: it is compiled once.
@@ -304,12 +304,12 @@ def _loss(
         last = scores(own_rows(outputs), teacher_tau)
         found = entmax(jnp.stack([*similar, first, last]), alpha)
         found = found > 0
-        columns = parallel.padded(kept, axis)
-        both = jnp.pad(parallel.share(kept, axis)[:, None] & columns[None, :], places)
+        columns = parallel.pad_rows(kept, axis)
+        both = jnp.pad(parallel.shard(kept, axis)[:, None] & columns[None, :], places)
         support = jnp.sum(found[:2] & both[None], (1, 2)) / jnp.maximum(kept.sum(), 1) ** 2
-        place = parallel.share(jnp.arange(len(there)), axis)
+        place = parallel.shard(jnp.arange(len(there)), axis)
         hit = jnp.take_along_axis(found[2:], place[None, :, None], 2)[..., 0]
-        hit &= parallel.share(there, axis)[None]
+        hit &= parallel.shard(there, axis)[None]
         known = hit.sum(1) / jnp.maximum((weight > 0).sum(), 1)
         # 1 - cosine of unit rows, written so that equal ones give 0. What devices log adds up.
         drift = jnp.sum((seen - own_rows(outputs)) ** 2) / (2 * items)
@@ -356,7 +356,7 @@ def build(
 ) -> Model:
     """SEMCo with distillation on a data set; the parameters are groups "teacher" and "student".
 
-    The optimizer has to keep the clock of the loss too: `jaxcold.train.optim.in_turn`.
+    The optimizer has to keep the clock of the loss too: `jaxcold.train.transforms.in_turn`.
 
     Args:
         dataset: see `semco.build`.

@@ -18,7 +18,7 @@ from flax import nnx
 from jax import Array
 
 from jaxcold import parallel
-from jaxcold.data import vectors
+from jaxcold.data import content as vectors
 from jaxcold.models.layers import (
     Affine,
     Compute,
@@ -273,7 +273,7 @@ def encode(
         DataError: if the file of a mapped table has gone.
     """
     count = len(tables[0])
-    first, end = parallel.share_of_host(count, BLOCK) if together else (0, count)
+    first, end = parallel.host_shard(count, BLOCK) if together else (0, count)
 
     def block(start: int) -> np.ndarray:
         ids = np.arange(start, start + BLOCK)
@@ -287,4 +287,4 @@ def encode(
     # A host without a share makes a block too, of no items: what it has is as wide as the rest.
     starts = range(first, max(end, first + 1), BLOCK)
     own = np.concatenate([block(start) for start in starts])
-    return np.concatenate(parallel.exchange(own)) if together else own
+    return np.concatenate(parallel.all_gather_hosts(own)) if together else own

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxcold.data import vectors
+from jaxcold.data import content as vectors
 
 Compute = Literal["float32", "bfloat16"]
 

@@ -30,15 +30,19 @@ from flax import nnx
 from jax import Array
 
 from jaxcold import parallel
-from jaxcold.data import packing, questions, reduction, vectors
-from jaxcold.data.batches import prefetch
-from jaxcold.data.packing import Tokens
-from jaxcold.data.sequences import SequenceDataset, window_rows
-from jaxcold.data.sequences import windows as make_windows
+from jaxcold.data import content as vectors
+from jaxcold.data import reduction
+from jaxcold.data.pairs.batches import prefetch
+from jaxcold.data.sequences import batches as packing
+from jaxcold.data.sequences import evaluation as questions
+from jaxcold.data.sequences.batches import Tokens
+from jaxcold.data.sequences.dataset import SequenceDataset
+from jaxcold.data.sequences.split import window_rows
+from jaxcold.data.sequences.split import windows as make_windows
 from jaxcold.models.attention import INIT, Block, drop_some, split_key
 from jaxcold.models.layers import Compute, product, rounded
 from jaxcold.sparse import fenchel_young_loss, linear_entmax_sum, sharded_entmax_sum
-from jaxcold.types import DataError, Model, Representations, Split
+from jaxcold.types import DataError, Model, Representations, ShardingSpec
 
 ItemTable = Literal["random", "content", "frozen", "delta"]
 Loss = Literal["full", "sampled", "gbce"]
@@ -132,7 +136,8 @@ class Objective(NamedTuple):
 
 def _look_up(table: Array, ids: Array, axis: str) -> Array:
     """Rows of a table that is split over the devices, for this device's own ids."""
-    return parallel.rows(table, parallel.here(parallel.gather(ids, axis), len(table), axis), axis)
+    at = parallel.local_index(parallel.gather(ids, axis), len(table), axis)
+    return parallel.gather_rows(table, at, axis)
 
 
 def _loss(
@@ -205,7 +210,7 @@ def _split_loss(
         )
     else:
         drawn = jax.random.randint(draw, (objective.negatives,), 0, items)
-        wrong = parallel.rows(table, parallel.here(drawn + 1, len(table), axis), axis)
+        wrong = parallel.gather_rows(table, parallel.local_index(drawn + 1, len(table), axis), axis)
         rows = (
             _look_up(table, jnp.maximum(tokens.target, 1), axis),
             parallel.gather(wrong, axis)[: objective.negatives],
@@ -304,7 +309,7 @@ def build(
 ) -> Model:
     """SASRec on a data set; its parts to represent are "val" and "test" of `data.questions`.
 
-    The optimizer has to keep the bound of the delta: `jaxcold.train.optim.sasrec`.
+    The optimizer has to keep the bound of the delta: `jaxcold.train.transforms.sasrec`.
 
     Args:
         dataset: the data.
@@ -322,7 +327,7 @@ def build(
         blocks: of the transformer.
         heads: of its attention.
         dropout: rate, of embeddings, attention weights and in both layers of the feed-forward.
-        windows: of a user's items, "last" or "all", see `jaxcold.data.sequences.windows`.
+        windows: of a user's items, "last" or "all", see `jaxcold.data.sequences.split.windows`.
         compute: of the matrix products in training, see `jaxcold.models.semco.build`.
         reduce: content to embeddings, see `contents`.
         reference: the defects of the published code, see the module.
@@ -435,7 +440,7 @@ def build(
         done = [np.zeros(0, np.int64)]
         pieces = packing.blocks(history, batch=batch_size if reference else None)
         for number, (members, tokens, last) in enumerate(pieces):
-            if devices.mesh is not None and not parallel.takes(number):
+            if devices.mesh is not None and not parallel.is_owner(number):
                 continue
             if divided:
                 found = _encode_rows(graphdef, on_host, table[tokens.item], tokens, last)
@@ -445,7 +450,8 @@ def build(
             done.append(members)
         if devices.mesh is not None:
             own = np.concatenate(done)
-            for at, found in zip(parallel.exchange(own), parallel.exchange(user[own]), strict=True):
+            parts = parallel.all_gather_hosts(user[own])
+            for at, found in zip(parallel.all_gather_hosts(own), parts, strict=True):
                 user[at] = found
         item = np.zeros((dataset.num_items + reference, dim), np.float32)
         item[: len(table) - 1] = table[1:]
@@ -461,7 +467,7 @@ def build(
         items=warm,
         shard_items=devices.shard_items,
     )
-    split = Split(batch=Tokens._fields)
+    split = ShardingSpec(batch=Tokens._fields)
     if divided:
         split = split._replace(state=TABLES, fixed=("content",))
     total = int(lengths.sum())

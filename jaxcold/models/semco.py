@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 
 from jaxcold import parallel
-from jaxcold.data.dataset import Dataset
+from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.models import encoders
 from jaxcold.models.layers import (
     Compute,
@@ -99,7 +99,7 @@ def sampled_entmax(
         [b] losses, not weighted.
     """
     # Padding has no column to hit; its row is given one and counts for nothing.
-    labels = parallel.share(jnp.where(weight > 0, jnp.arange(len(weight)), 0), axis)
+    labels = parallel.shard(jnp.where(weight > 0, jnp.arange(len(weight)), 0), axis)
     return fenchel_young_loss(
         logits(users / tau, items, jnp.where(weight > 0, 0.0, ABSENT), compute),
         labels,
@@ -128,7 +128,7 @@ def user_vectors(
     total = jax.ops.segment_sum(
         item_rows[item], row, num_segments=length.shape[0], indices_are_sorted=True
     )[leader]
-    total, length = parallel.scatter_sum(total, axis), parallel.share(length, axis)
+    total, length = parallel.scatter_sum(total, axis), parallel.shard(length, axis)
     if left_out is not None:
         total = total - left_out
         length = length - 1
@@ -167,12 +167,12 @@ def contrast(
             of all; the sum of the weights is that of the whole batch.
     """
     leave_out = user_vector == "leave_one_out"
-    targets = parallel.rows(rows, positive, axis)
+    targets = parallel.gather_rows(rows, positive, axis)
     users = user_vectors(rows, histories, targets if leave_out else None, axis)
     losses = sampled_entmax(
         users,
         parallel.gather(targets, axis),
-        parallel.padded(weight, axis),
+        parallel.pad_rows(weight, axis),
         alpha=alpha,
         tau=tau,
         gradient=gradient,
@@ -181,7 +181,7 @@ def contrast(
     )
     if leave_out:  # a history of the positive alone says nothing about the user
         weight = jnp.where(histories.length > 1, weight, 0.0)
-    return jnp.sum(losses * parallel.share(weight, axis)), jnp.sum(weight)
+    return jnp.sum(losses * parallel.shard(weight, axis)), jnp.sum(weight)
 
 
 def _loss(

@@ -14,8 +14,8 @@ from flax import nnx
 from jax import Array
 
 from jaxcold import parallel
-from jaxcold.data import vectors
-from jaxcold.data.batches import (
+from jaxcold.data import content as vectors
+from jaxcold.data.pairs.batches import (
     SAMPLE,
     apart,
     prefetch,
@@ -24,10 +24,10 @@ from jaxcold.data.batches import (
     shuffled_pairs,
     touched_items,
 )
-from jaxcold.data.dataset import Dataset
+from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.models import encoders
 from jaxcold.models.layers import Compute, Moments, catalogue_moments
-from jaxcold.types import Csr, Representations, Split
+from jaxcold.types import Csr, Representations, ShardingSpec
 
 ENCODE = ("all", "active")
 BATCH_NORM = ("catalogue", "batch")
@@ -78,7 +78,7 @@ class Batch(NamedTuple):
 
 
 # The arrays of `Fixed` and `Batch` that are split over devices.
-SPLIT = Split(fixed=("features", "present", "indptr", "indices"), batch=("features",))
+SPLIT = ShardingSpec(fixed=("features", "present", "indptr", "indices"), batch=("features",))
 
 
 class Histories(NamedTuple):
@@ -130,7 +130,7 @@ def unpack(
     """
     epoch, at = batch.epoch, batch.at
     user, weight = epoch.user[at], epoch.weight[at]
-    positive = parallel.here(epoch.item[at], items, axis)
+    positive = parallel.local_index(epoch.item[at], items, axis)
     return gather_histories(fixed, user, weight, epoch.slots), positive, weight
 
 

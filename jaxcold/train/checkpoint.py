@@ -157,7 +157,7 @@ class Checkpoints:
             ) from None
 
     def _clear(self) -> None:
-        if parallel.leads():
+        if parallel.is_primary():
             for path in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -29,7 +29,7 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int)
     """Fresh parameters and optimizer state of a seed, placed on the model's devices."""
     params, extra = model.init(seed)
     start = functools.partial(TrainState, jnp.zeros((), jnp.int32), params, extra=extra)
-    devices, split = model.devices or parallel.ONE, model.split.state
+    devices, split = model.devices or parallel.ONE, model.sharding.state
     if devices.mesh is None:
         return start(opt_state=optimizer.init(params))
     # Moments as large as a table come into being where they stay.
@@ -43,7 +43,7 @@ def place(model: Model, state: TrainState) -> TrainState:
     devices = model.devices or parallel.ONE
     if devices.mesh is None:
         return jax.tree.map(jnp.array, state)
-    return devices.put(state, model.split.state)
+    return devices.put(state, model.sharding.state)
 
 
 def make_step(model: Model, optimizer: optax.GradientTransformation) -> Step:
@@ -53,7 +53,7 @@ def make_step(model: Model, optimizer: optax.GradientTransformation) -> Step:
     for a padded last batch and for unequal parts of the devices. All arrays have their whole
     shapes, however they are split, so that a state does not depend on the devices.
     """
-    devices, split = model.devices or parallel.ONE, model.split
+    devices, split = model.devices or parallel.ONE, model.sharding
     axis = devices.axis
 
     def shard_step(
@@ -65,11 +65,11 @@ def make_step(model: Model, optimizer: optax.GradientTransformation) -> Step:
         (total, (weight, extra, logs)), grads = loss(state.params, state.extra, fixed, batch, key)
         # A row of a split table has its whole gradient where it is.
         whole = jax.tree.map(
-            lambda g, divided: g if divided else parallel.total(g, axis),
+            lambda g, divided: g if divided else parallel.sum_over_devices(g, axis),
             grads,
-            parallel.splits(grads, split.state),
+            parallel.sharding_tree(grads, split.state),
         )
-        total, weight, logs = parallel.total((total, weight, logs), axis)
+        total, weight, logs = parallel.sum_over_devices((total, weight, logs), axis)
         # A batch of weight 0 moves nothing.
         scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, 1e-30), 0.0)
         grads = jax.tree.map(lambda g: g * scale, whole)
@@ -83,15 +83,15 @@ def make_step(model: Model, optimizer: optax.GradientTransformation) -> Step:
     ) -> tuple[TrainState, dict[str, Array]]:
         if axis is None:
             return shard_step(state, fixed, batch, key)
-        inside = parallel.splits(state, split.state)
-        return parallel.run(
+        inside = parallel.sharding_tree(state, split.state)
+        return parallel.run_on_devices(
             devices,
             shard_step,
             (state, fixed, batch, key),
             (
                 inside,
-                parallel.splits(fixed, split.fixed),
-                parallel.splits(batch, split.batch),
+                parallel.sharding_tree(fixed, split.fixed),
+                parallel.sharding_tree(batch, split.batch),
                 False,
             ),
             (inside, False),

@@ -25,9 +25,9 @@ from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfTransformer
 
-from jaxcold.data.dataset import ContentFeatures, Interactions
+from jaxcold.data.pairs.dataset import ContentFeatures, Interactions
 from jaxcold.data.readers import check_present
-from jaxcold.data.sources.fetch import fetch
+from jaxcold.data.sources.download import fetch
 from jaxcold.files import write_atomic
 from jaxcold.types import Csr, DataError
 

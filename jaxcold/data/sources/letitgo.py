@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jaxcold.data import readers, sequences
-from jaxcold.data.sequences import SequenceDataset
+from jaxcold.data import readers
+from jaxcold.data.sequences import split as sequences
+from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.types import DataError
 
 MIN_PLAY_SECONDS = 60  # a shorter play of a track is no interaction (Zvuk)

@@ -245,7 +245,7 @@ def _best(
     def body(user: jax.Array, item: jax.Array, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
         own = len(item)
         column = parallel.index(axis) * own + jnp.arange(own)
-        scores = _score(user, item, hidden.at[1].set(parallel.here(hidden[1], own, axis)))
+        scores = _score(user, item, hidden.at[1].set(parallel.local_index(hidden[1], own, axis)))
         scores = jnp.where((column < count)[None, :], scores, -jnp.inf)
         best, at = jax.lax.top_k(scores, min(k, own))
         # Parts follow one another as columns do, and ties go to the first: to the lowest column.
@@ -253,7 +253,7 @@ def _best(
         best, at = jax.lax.top_k(every, k)
         return best, jnp.take_along_axis(columns, at, 1)
 
-    return parallel.run(devices, body, (user, item, hidden), (False, True, False), False)
+    return parallel.run_on_devices(devices, body, (user, item, hidden), (False, True, False), False)
 
 
 # Equal scores go to the lower column, as the documentation of lax.top_k promises.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcold.data.dataset import PARTS, ColdSplit, Interactions
+from jaxcold.data.pairs.dataset import PARTS, ColdSplit, Interactions
 from jaxcold.files import write_arrays
 from jaxcold.types import DataError
 
@@ -93,7 +93,7 @@ def read_split(path: str | os.PathLike, interactions: Interactions) -> ColdSplit
         DataError: if the file is no such split, or is the split of other interactions.
     """
     path = Path(path)
-    remedy = "write the split again with jaxcold.data.splits.write_split"
+    remedy = "write the split again with jaxcold.data.pairs.split.write_split"
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in (*PARTS, *ITEM_SETS)}

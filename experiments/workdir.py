@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from experiments.base import ConfigError
+from experiments.config import ConfigError
 from jaxcold.files import clear_partial, write_atomic
 
 CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"

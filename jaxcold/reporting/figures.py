@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxcold.eval.metrics import Metrics
-from jaxcold.eval.report import TITLES, methods
 from jaxcold.files import write_atomic
+from jaxcold.reporting.tables import TITLES, methods
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
 _COLOURS = {"random": "#999999", "content-KNN": "#E69F00", "oracle": "#009E73"}
@@ -51,7 +51,7 @@ def figure(
         workdir: an existing folder.
         rows: of metrics.jsonl: "seed", "epoch", "loss", "val/cold/ndcg@20" and what distillation
             measures, each optional.
-        results: as for `jaxcold.eval.report.write_results`.
+        results: as for `jaxcold.reporting.tables.write_results`.
         items: method (the model's name, or a key of results["baselines"]) to its metrics of one
             seed on the slice `drawn`, for the spread of gains and exposure over items.
         name: of the model.

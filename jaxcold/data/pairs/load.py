@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from jaxcold.data import readers, synthetic
-from jaxcold.data.dataset import Dataset, Interactions
-from jaxcold.data.sequence_splits import training_rows
+from jaxcold.data.pairs.dataset import Dataset, Interactions
+from jaxcold.data.pairs.split import make_split, read_split, rows_of
+from jaxcold.data.sequences.split_file import training_rows
 from jaxcold.data.sources import citeulike
-from jaxcold.data.splits import make_split, read_split, rows_of
 from jaxcold.types import DataError
 
 

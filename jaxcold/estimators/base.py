@@ -1,6 +1,6 @@
 """What the recommenders on data frames share: external ids, tables, training with a bar, folders.
 
-`jaxcold.recommender` and `jaxcold.sequential` are the faces; no other module meets external ids.
+No other package meets external ids.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ import numpy as np
 import optax
 import pandas as pd
 
-from jaxcold import artifact
-from jaxcold.eval.report import Progress
+from jaxcold.estimators import artifact
+from jaxcold.reporting.tables import Progress
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import DataError, Model, TopK

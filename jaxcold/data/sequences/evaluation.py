@@ -8,7 +8,7 @@ Source: "Let It Go? Not Quite", section 4, and the code published with it.
 
 import numpy as np
 
-from jaxcold.data.sequences import SequenceDataset
+from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.types import Csr, EvalSlice
 
 # Name -> whether cold items are recommended, and whether they are dropped from the histories.

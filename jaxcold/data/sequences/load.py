@@ -1,4 +1,4 @@
-"""From a name and a folder to a :class:`~jaxcold.data.sequences.SequenceDataset`."""
+"""From a name and a folder to a :class:`~jaxcold.data.sequences.split.SequenceDataset`."""
 
 import os
 from dataclasses import replace
@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jaxcold.data import readers, sequence_splits, sequences
-from jaxcold.data.loading import default_root
-from jaxcold.data.sequences import SequenceDataset
+from jaxcold.data import readers
+from jaxcold.data.pairs.load import default_root
+from jaxcold.data.sequences import split as sequences
+from jaxcold.data.sequences import split_file as sequence_splits
+from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.data.sources import letitgo
 from jaxcold.types import DataError
 
@@ -40,15 +42,15 @@ def load_sequences(
 
     Args:
         name: of the data set.
-        root: its folder; None means :func:`~jaxcold.data.loading.default_root`.
+        root: its folder; None means :func:`~jaxcold.data.pairs.load.default_root`.
         layout: "inter" (``NAME.inter`` and ``*_feat.npy``), "letitgo" (the tables that the
             paper's authors prepared, their split included), or the raw files of "beauty", "zvuk"
             or "amazon_m2"; None looks which of them is there.
-        protocol: "temporal" (:func:`~jaxcold.data.sequences.temporal_split`) or "random_cold"
-            (:func:`~jaxcold.data.sequences.random_cold_split`). Amazon-M2 brings its own test
+        protocol: "temporal" (:func:`~jaxcold.data.sequences.split.temporal_split`) or "random_cold"
+            (:func:`~jaxcold.data.sequences.split.random_cold_split`). Amazon-M2 brings its own test
             sessions, and the prepared tables a whole split.
         split_file: an ``.npz``, written by
-            :func:`~jaxcold.data.sequence_splits.write_sequence_split`, then all of the split comes
+            :func:`~.split_file.write_sequence_split`, then all of the split comes
             from there; or with ``cold_items``, ``train_users``, ``val_users`` and ``test_users``,
             for the protocol "random_cold".
         split_seed: of all draws.

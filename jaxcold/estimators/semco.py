@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jaxcold import artifact, estimator, parallel
-from jaxcold.data import vectors
-from jaxcold.data.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
-from jaxcold.estimator import distinct, listed, some
-from jaxcold.eval.rank import top_k
+from jaxcold import parallel
+from jaxcold.data import content as vectors
+from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
+from jaxcold.estimators import artifact
+from jaxcold.estimators import base as estimator
+from jaxcold.estimators.base import distinct, listed, some
+from jaxcold.eval.ranking import top_k
 from jaxcold.models import encoders, semco
-from jaxcold.train.optim import adam_coupled_l2, cosine
+from jaxcold.train.transforms import adam_coupled_l2, cosine
 from jaxcold.types import Csr, DataError, EvalSlice, Model, Representations
 
 if TYPE_CHECKING:
-    from jaxcold.sequential import SASRec
+    from jaxcold.estimators.sasrec import SASRec
 
 MODEL = "semco"  # what model.json calls it
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jaxcold.data.sequences import COLD_SPLIT_ARRAYS, Questions, SequenceDataset
+from jaxcold.data.sequences.dataset import Questions, SequenceDataset
+from jaxcold.data.sequences.split import COLD_SPLIT_ARRAYS
 from jaxcold.files import write_arrays
 from jaxcold.types import Csr, DataError
 
@@ -49,7 +50,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Returns:
         The arrays of :func:`write_sequence_split`, or the four of
-        :data:`~jaxcold.data.sequences.COLD_SPLIT_ARRAYS`, each known to be there.
+        :data:`~jaxcold.data.sequences.split.COLD_SPLIT_ARRAYS`, each known to be there.
 
     Raises:
         DataError: if the file is absent, damaged, or of neither kind.

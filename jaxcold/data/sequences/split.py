@@ -12,44 +12,15 @@ section 4.1, and the preparation published with it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from jaxcold.data.sequences.dataset import Questions, SequenceDataset
 from jaxcold.types import Csr, DataError
 
 COLD_SPLIT_ARRAYS = ("cold_items", "train_users", "val_users", "test_users")
-
-
-class Questions(NamedTuple):
-    """Histories, and the item that came next."""
-
-    user: np.ndarray  # i32[n] row of SequenceDataset.user_ids
-    history: Csr  # n rows: item ids in the order of time; rows may be empty
-    target: np.ndarray  # i32[n] item id
-
-
-@dataclass(frozen=True)
-class SequenceDataset:
-    """All that a sequential experiment reads.
-
-    An item is warm if a training user took it, cold otherwise. Under :func:`random_cold_split` it
-    is warm unless it was drawn cold, and ``facts["warm_items_untrained"]`` of the warm ones do not
-    occur in ``train``.
-    """
-
-    name: str
-    num_warm: int  # items 0 .. num_warm - 1 are warm: they occur in `train`
-    num_items: int  # items num_warm .. num_items - 1 are cold
-    train: Csr  # a row per training user: warm items in the order of time
-    val: Questions  # warm items only
-    test: Questions  # cold items in histories and targets included
-    content: np.ndarray | None  # f16|f32|f64 [num_items, F], row = item id; may be memory-mapped
-    user_ids: np.ndarray  # external ids; row r < train.rows is the user of train row r
-    item_ids: np.ndarray  # external ids, row = item id
-    facts: Mapping[str, int]  # counts for the report
 
 
 def drop_repeats(rows: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ same program).
 The rules that make gradients right in all forms:
 
 1. The loss of a device is its own part of a sum. Gradients are taken of this local sum; sums over
-   the devices come afterwards (`total`), never inside what is differentiated.
+   the devices come afterwards (`sum_over_devices`), never inside what is differentiated.
 2. Inside it devices speak only by `gather` and `scatter_sum`. Each is the other's transpose, so the
    derivative of all devices' sums reaches whoever contributed.
 3. Replication is not tracked (``check_vma=False``). pmap can do no other, and with it the gradient
@@ -60,7 +60,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
-Form = Literal["jit", "pmap", "shard_map"]
+Parallelism = Literal["jit", "pmap", "shard_map"]
 
 # A table that is split has rows for this many equal parts at most, whatever the device count, so
 # that its shape, and with it a checkpoint, is the same on 1 and on 1024 devices.
@@ -73,7 +73,7 @@ _PIECE = 1 << 26
 class Devices(NamedTuple):
     """The devices of a run; by default the one that JAX takes."""
 
-    form: Form = "jit"
+    parallelism: Parallelism = "jit"
     mesh: Mesh | None = None  # of the one axis `AXIS`; None: one device
     shard_items: bool = False  # tables with a row per item are split along items
 
@@ -116,7 +116,7 @@ class Devices(NamedTuple):
 
         Args:
             tree: of NumPy or JAX arrays, of whole shapes.
-            split: names of fields or keys on the way to a leaf, see `splits`.
+            split: names of fields or keys on the way to a leaf, see `sharding_tree`.
         """
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
@@ -127,7 +127,7 @@ class Devices(NamedTuple):
 
     def shardings(self, tree: Any, split: Collection[str] | bool = ()) -> Any:
         """The sharding of every leaf, see `put`."""
-        return jax.tree.map(self.sharding, splits(tree, split))
+        return jax.tree.map(self.sharding, sharding_tree(tree, split))
 
     def stack(self, part: Callable[[int], np.ndarray]) -> Array:
         """An array whose n-th part along its first axis is made by a function, one at a time.
@@ -160,7 +160,9 @@ def _own_parts(x: Any, placed: NamedSharding) -> Array:
     return jax.make_array_from_callback(known.shape, placed, lambda index: known[index])
 
 
-def start(address: str | None = None, hosts: int | None = None, host: int | None = None) -> None:
+def initialize_hosts(
+    address: str | None = None, hosts: int | None = None, host: int | None = None
+) -> None:
     """Makes this process one of several hosts whose devices work together.
 
     To be called in each of them, before anything asks for a device. Then `choose` takes the devices
@@ -176,18 +178,18 @@ def start(address: str | None = None, hosts: int | None = None, host: int | None
     jax.distributed.initialize(address, hosts, host)
 
 
-def leads() -> bool:
+def is_primary() -> bool:
     """Whether this is the only host or the first, which writes what all have found."""
     return jax.process_index() == 0
 
 
-def meet(where: str) -> None:
+def barrier(where: str) -> None:
     """Waits until all hosts are there."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
-def asked_to_stop(done: int) -> bool:
+def stop_requested(done: int) -> bool:
     """Whether some host got SIGTERM and all of them are to stop after this step.
 
     To be called on every host after every step, with the number of steps done. JAX takes the signal
@@ -196,19 +198,19 @@ def asked_to_stop(done: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(done)
 
 
-def share_of_host(count: int, multiple: int = 1) -> tuple[int, int]:
+def host_shard(count: int, multiple: int = 1) -> tuple[int, int]:
     """This host's rows of `count`, from the first to before the last: runs of whole multiples."""
     hosts, host = jax.process_count(), jax.process_index()
     size = -(-count // (hosts * multiple)) * multiple
     return min(host * size, count), min((host + 1) * size, count)
 
 
-def takes(number: int) -> bool:
+def is_owner(number: int) -> bool:
     """Whether a piece of work is this host's, where they take turns."""
     return number % jax.process_count() == jax.process_index()
 
 
-def exchange(rows: np.ndarray) -> list[np.ndarray]:
+def all_gather_hosts(rows: np.ndarray) -> list[np.ndarray]:
     """What each host has, on all of them, in the order of the hosts; to be called on every host.
 
     It travels in pieces: no device holds more than one, however long it is.
@@ -247,8 +249,8 @@ def fetch(tree: Any) -> Any:
         parts = {part.index[0].start or 0: np.asarray(part.data) for part in x.addressable_shards}
         at = np.concatenate([start + np.arange(len(part)) for start, part in parts.items()])
         whole = np.empty(x.shape, x.dtype)
-        rows = exchange(np.concatenate(list(parts.values())))
-        for places, part in zip(exchange(at), rows, strict=True):
+        rows = all_gather_hosts(np.concatenate(list(parts.values())))
+        for places, part in zip(all_gather_hosts(at), rows, strict=True):
             whole[places] = part
         return whole
 
@@ -268,8 +270,9 @@ def choose(form: str = "auto", *, shard_items: bool = False, count: int | None =
     Raises:
         ValueError: for an unknown form, or for more devices than there are.
     """
-    if form not in ("auto", *get_args(Form)):
-        raise ValueError(f"parallel is one of auto, {', '.join(get_args(Form))}, not {form!r}")
+    if form not in ("auto", *get_args(Parallelism)):
+        known = ", ".join(get_args(Parallelism))
+        raise ValueError(f"parallel is one of auto, {known}, not {form!r}")
     if form == "auto":
         real = jax.default_backend() != "cpu" or jax.process_count() > 1
         several = real and (count or jax.device_count()) > 1
@@ -291,7 +294,7 @@ def choose(form: str = "auto", *, shard_items: bool = False, count: int | None =
     return Devices(form, mesh, shard_items)  # type: ignore[arg-type]
 
 
-def splits(tree: Any, names: Collection[str] | bool) -> Any:
+def sharding_tree(tree: Any, names: Collection[str] | bool) -> Any:
     """Whether each leaf of a tree is split."""
 
     def leaf(path: tuple[Any, ...], _: Any) -> bool:
@@ -302,7 +305,7 @@ def splits(tree: Any, names: Collection[str] | bool) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-def run(
+def run_on_devices(
     devices: Devices,
     body: Callable[..., Any],
     args: tuple[Any, ...],
@@ -315,12 +318,12 @@ def run(
         devices: with a mesh.
         body: of `args`; it knows the axis by the name `AXIS`.
         args: trees of arrays of whole shapes.
-        split: for each argument, whether each of its leaves is split: a tree from `splits`, or a
-            prefix of one.
+        split: for each argument, whether each of its leaves is split: a tree from
+            `sharding_tree`, or a prefix of one.
         out: the same for the results; what is not split is the same on every device.
     """
     assert devices.mesh is not None
-    if devices.form == "shard_map":
+    if devices.parallelism == "shard_map":
         specs = jax.tree.map(_spec, (split, out))
         mapped = jax.shard_map(
             body, mesh=devices.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False
@@ -362,7 +365,7 @@ def index(axis: str | None) -> Array | int:
     return 0 if axis is None else lax.axis_index(axis)
 
 
-def total(tree: Any, axis: str | None) -> Any:
+def sum_over_devices(tree: Any, axis: str | None) -> Any:
     """Sums over the devices. Not inside what is differentiated."""
     return tree if axis is None else lax.psum(tree, axis)
 
@@ -374,25 +377,25 @@ def gather(x: Array, axis: str | None) -> Array:
 
 def scatter_sum(x: Array, axis: str | None) -> Array:
     """This device's share of the rows, summed over the devices: [m, ...] -> [ceil(m / n), ...]."""
-    return x if axis is None else lax.psum_scatter(padded(x, axis), axis, tiled=True)
+    return x if axis is None else lax.psum_scatter(pad_rows(x, axis), axis, tiled=True)
 
 
-def share(x: Array, axis: str | None) -> Array:
+def shard(x: Array, axis: str | None) -> Array:
     """This device's share of rows that all devices have: [m, ...] -> [ceil(m / n), ...]."""
     if axis is None:
         return x
-    x = padded(x, axis)
+    x = pad_rows(x, axis)
     rows = x.shape[0] // size(axis)
     return lax.dynamic_slice_in_dim(x, index(axis) * rows, rows)
 
 
-def padded(x: Array, axis: str | None) -> Array:
+def pad_rows(x: Array, axis: str | None) -> Array:
     """Rows of zeros (or False) at the end, so that n divides their number."""
     missing = -x.shape[0] % size(axis)
     return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
 
 
-def here(ids: Array, rows: int, axis: str | None) -> Array:
+def local_index(ids: Array, rows: int, axis: str | None) -> Array:
     """Rows of a split table to those of this device's part; `rows` for what others have.
 
     Args:
@@ -406,12 +409,12 @@ def here(ids: Array, rows: int, axis: str | None) -> Array:
     return jnp.where((at >= 0) & (at < rows), at, rows)
 
 
-def rows(table: Array, at: Array, axis: str | None) -> Array:
+def gather_rows(table: Array, at: Array, axis: str | None) -> Array:
     """This device's share of the rows at m places of a split table: [ceil(m / n), ...].
 
     Args:
         table: this device's part.
-        at: i32[m] places of `here`, for the same rows of the whole table on every device.
+        at: i32[m] places of `local_index`, for the same rows of the whole table on every device.
         axis: name or None.
     """
     if axis is None:

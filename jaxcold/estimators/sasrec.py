@@ -1,6 +1,6 @@
 """The estimator face of the sequential model: fit on a log with times, recommend what comes next.
 
-As in `jaxcold.recommender`, external ids stop here and everything is immutable.
+As in `jaxcold.estimators.semco`, external ids stop here and everything is immutable.
 """
 
 import dataclasses
@@ -15,15 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxcold import estimator
-from jaxcold.data import packing, questions, reduction, sequences, vectors
-from jaxcold.data.sequences import SequenceDataset
-from jaxcold.estimator import distinct, listed, some
+from jaxcold.data import content as vectors
+from jaxcold.data import reduction
+from jaxcold.data.sequences import batches as packing
+from jaxcold.data.sequences import evaluation as questions
+from jaxcold.data.sequences import split as sequences
+from jaxcold.data.sequences.dataset import SequenceDataset
+from jaxcold.estimators import base as estimator
+from jaxcold.estimators.base import distinct, listed, some
 from jaxcold.eval.metrics import evaluate
-from jaxcold.eval.rank import top_k
+from jaxcold.eval.ranking import top_k
 from jaxcold.models import sasrec
-from jaxcold.train.optim import sasrec as optimizer_of
 from jaxcold.train.step import TrainState
+from jaxcold.train.transforms import sasrec as optimizer_of
 from jaxcold.types import Csr, DataError, EvalSlice, Representations
 
 MODEL = "sasrec"  # what model.json calls it

@@ -1,0 +1,1 @@
+"""Users with sets of items: data set, split, batches and evaluation slices."""

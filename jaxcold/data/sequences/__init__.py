@@ -1,0 +1,1 @@
+"""Users with histories in time order: data set, split, batches and evaluation slices."""

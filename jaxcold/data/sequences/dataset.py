@@ -1,0 +1,42 @@
+"""A data set of sequences once it is loaded and split.
+
+Item ids count from 0: warm items first, cold items after them. There is no padding item in the
+data; a model that needs one adds its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxcold.types import Csr
+
+
+class Questions(NamedTuple):
+    """Histories, and the item that came next."""
+
+    user: np.ndarray  # i32[n] row of SequenceDataset.user_ids
+    history: Csr  # n rows: item ids in the order of time; rows may be empty
+    target: np.ndarray  # i32[n] item id
+
+
+@dataclass(frozen=True)
+class SequenceDataset:
+    """All that a sequential experiment reads.
+
+    An item is warm if a training user took it, cold otherwise. Under :func:`random_cold_split` it
+    is warm unless it was drawn cold, and ``facts["warm_items_untrained"]`` of the warm ones do not
+    occur in ``train``.
+    """
+
+    name: str
+    num_warm: int  # items 0 .. num_warm - 1 are warm: they occur in `train`
+    num_items: int  # items num_warm .. num_items - 1 are cold
+    train: Csr  # a row per training user: warm items in the order of time
+    val: Questions  # warm items only
+    test: Questions  # cold items in histories and targets included
+    content: np.ndarray | None  # f16|f32|f64 [num_items, F], row = item id; may be memory-mapped
+    user_ids: np.ndarray  # external ids; row r < train.rows is the user of train row r
+    item_ids: np.ndarray  # external ids, row = item id
+    facts: Mapping[str, int]  # counts for the report

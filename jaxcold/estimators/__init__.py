@@ -1,0 +1,1 @@
+"""Recommenders on data frames: fit, add items, recommend, save, load."""

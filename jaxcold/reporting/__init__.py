@@ -1,0 +1,1 @@
+"""What a run writes and shows: logs, progress, tables and figures."""
