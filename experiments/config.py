@@ -144,11 +144,11 @@ def get_sequence_config(model: str, *, dataset: str, about: str) -> config_dict.
     c.data.protocol = "temporal"  # temporal | random_cold: logs with an order but without a clock
     c.data.quantile = 0.9  # share of the interactions before the boundary of "temporal"
     c.data.n_core = 3  # of those
-    c.data.val_share = 0.1  # users that validate; with random_cold as many are for test
-    c.data.cold_share = 0.15  # items that random_cold makes cold
+    c.data.val_fraction = 0.1  # users that validate; with random_cold as many are for test
+    c.data.cold_fraction = 0.15  # items that random_cold makes cold
     c.data.mode = config_dict.placeholder(str)  # MODE_feat.npy; unset: the only one; "none"
     c.data.min_rating = config_dict.placeholder(float)  # keep ratings above it; unset: all
-    c.data.repeats = "drop"  # drop | keep an item that follows itself
+    c.data.consecutive_duplicates = "drop"  # drop | keep an item that follows itself
     c.data.max_users = config_dict.placeholder(int)  # drawn at random; unset: all
     # WORKDIR of a finished SEMCo run: its embeddings of the items take the place of their content.
     c.data.item_content = config_dict.placeholder(str)

@@ -1,7 +1,7 @@
 """Figures from finished sequential runs: what the delta's bound does, and for whom it pays.
 
 python -m experiments.figures delta_norm RUN RUN ... --workdir=DIR
-python -m experiments.figures warm_share RUN RUN ... --workdir=DIR
+python -m experiments.figures warm_fraction RUN RUN ... --workdir=DIR
 python -m experiments.figures target_frequency RUN RUN ... --workdir=DIR
 
 Each writes DIR/KIND.png and the numbers behind it, DIR/KIND.csv. All runs are of one split. They
@@ -103,7 +103,7 @@ def delta_norm(runs: Sequence[Answered]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["who", "method", "bound"], ignore_index=True)
 
 
-def warm_share(runs: Sequence[Answered]) -> pd.DataFrame:
+def warm_fraction(runs: Sequence[Answered]) -> pd.DataFrame:
     """NDCG against the share of warm items among what the model reads of a history.
 
     Returns:
@@ -111,7 +111,7 @@ def warm_share(runs: Sequence[Answered]) -> pd.DataFrame:
     """
 
     def label(run: Answered) -> np.ndarray:
-        read = packing.cut(run.history, run.model["max_length"])
+        read = packing.truncate(run.history, run.model["max_length"])
         row = read.row_of_entry
         warm = np.bincount(row, read.indices < run.num_warm, minlength=read.rows)
         share = np.where(read.counts > 0, warm / np.maximum(read.counts, 1), np.nan)
@@ -164,10 +164,14 @@ def _binned(
     return pd.DataFrame(rows)
 
 
-KINDS = {"delta_norm": delta_norm, "warm_share": warm_share, "target_frequency": target_frequency}
+KINDS = {
+    "delta_norm": delta_norm,
+    "warm_fraction": warm_fraction,
+    "target_frequency": target_frequency,
+}
 AXES = {
     "delta_norm": "bound of the delta's norm",
-    "warm_share": "share of warm items in the history",
+    "warm_fraction": "share of warm items in the history",
     "target_frequency": "how often training has the target",
 }
 

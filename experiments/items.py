@@ -112,7 +112,7 @@ def _same_split(path: pathlib.Path, dataset: Dataset) -> bool:
         return np.array_equal(theirs["warm_train"], dataset.split.pairs["warm_train"])
 
 
-def _yardsticks(
+def _baselines(
     config: config_dict.ConfigDict, dataset: Dataset
 ) -> dict[str, Callable[[str], Representations]]:
     """Content-KNN, and the oracle if there is one."""
@@ -160,6 +160,6 @@ TASK = Task(
     write_split=_write_split,
     same_split=_same_split,
     person=lambda users, split: users,
-    yardsticks=_yardsticks,
+    baselines=_baselines,
     serve=_serve,
 )

@@ -89,8 +89,8 @@ def _run(
     prepared = _prepare(config, workdir, own, overwrite, console)
     trained = [_train(prepared, seed) for seed in config.seeds]
     by_seed = [metrics for metrics, _ in trained]
-    console.print("evaluating the yardsticks ...")
-    baselines = _yardsticks(prepared)
+    console.print("evaluating the baselines ...")
+    baselines = _baselines(prepared)
     seconds = time.monotonic() - start + sum(before for _, before in trained)
     results = _results(prepared, by_seed, baselines, seconds)
     task = prepared.task
@@ -506,7 +506,7 @@ def _final(row: Mapping[str, Any]) -> bool:
     return any(name.startswith("test/") for name in row)
 
 
-def _yardsticks(run: Run) -> dict[str, list[BySlice]]:
+def _baselines(run: Run) -> dict[str, list[BySlice]]:
     """Metrics of chance, one ranking a seed, and of what the task compares with."""
     cutoffs = run.config.eval.cutoffs
     found: dict[str, list[BySlice]] = {
@@ -518,7 +518,7 @@ def _yardsticks(run: Run) -> dict[str, list[BySlice]]:
             for seed in run.config.seeds
         ]
     }
-    for name, represent in run.task.yardsticks(run.config, run.dataset).items():
+    for name, represent in run.task.baselines(run.config, run.dataset).items():
         found[name] = [_evaluate_all(run, represent)]
     return found
 

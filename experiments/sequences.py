@@ -37,7 +37,7 @@ TABLES = {
 
 def _title(model: Mapping[str, Any]) -> str:
     if model["name"] == "content_knn":
-        return "content-KNN as model"  # beside the yardstick of that name
+        return "content-KNN as model"  # beside the baseline of that name
     table = model["item_table"]
     name = {
         "random": "SASRec",
@@ -116,7 +116,7 @@ def _same_split(path: pathlib.Path, dataset: SequenceDataset) -> bool:
         return np.array_equal(theirs["train_indices"], dataset.train.indices)
 
 
-def _yardsticks(
+def _baselines(
     config: config_dict.ConfigDict, dataset: SequenceDataset
 ) -> dict[str, Callable[[str], Representations]]:
     if dataset.content is None:
@@ -168,8 +168,8 @@ TASK = Task(
     epochs=lambda config: config.train.epochs,
     write_split=write_sequence_split,
     same_split=_same_split,
-    # Questions without cold items in their histories come after those with them.
+    # EvalSequences without cold items in their histories come after those with them.
     person=lambda users, split: users % len(split["test_target"]),
-    yardsticks=_yardsticks,
+    baselines=_baselines,
     serve=_serve,
 )

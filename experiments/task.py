@@ -49,7 +49,7 @@ class Task(NamedTuple):
     # Users of a test slice, arrays of the split -> what is the same person in every mode.
     person: Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray]
     # Methods to compare with, each a function of the part. Chance is always there.
-    yardsticks: Callable[[config_dict.ConfigDict, Any], dict[str, Callable[[str], Representations]]]
+    baselines: Callable[[config_dict.ConfigDict, Any], dict[str, Callable[[str], Representations]]]
     # config, D, model, parameters, folder: saves what serves recommendations.
     serve: Callable[[config_dict.ConfigDict, Any, Model, Any, pathlib.Path], None]
 

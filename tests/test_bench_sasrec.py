@@ -89,7 +89,7 @@ def test_sparse_losses_are_compared_with_the_same_loss():
     dataset = sasrec_step.generate(TINY, sasrec_step.draw_lengths(TINY, TINY.batch))
     model = sasrec_step.build(dataset, TINY, 1.5)
     rows = windows(dataset.train, TINY.max_length, "last")
-    room = packing.room_of(rows.counts - 1, TINY.batch)
+    room = packing.capacity_for(rows.counts - 1, TINY.batch)
     params, extra = model.init(0)
     found = []
     for form, tokens in (
@@ -112,7 +112,7 @@ def test_the_line_counts_what_does_not_grow_once():
 def test_flops_of_a_batch_by_hand():
     sizes = TINY._replace(batch=2)
     rows = windows(sasrec_step.generate(sizes, np.array([2, 6])).train, 6, "last")
-    room = packing.room_of(rows.counts - 1, sizes.batch)
+    room = packing.capacity_for(rows.counts - 1, sizes.batch)
     tokens = sasrec_step.packed(rows, sizes, room)
     needed, executed = sasrec_step.counted(sizes, [rows], [tokens])
     layer, attend = 3 * 2 * 6 * 8 * 8, 3 * 4 * 8

@@ -39,7 +39,7 @@ def data(tmp_path):
 
 
 @contextlib.contextmanager
-def room_for(size):
+def capacity_of_steps(size):
     """The disk takes no file beyond so many bytes: as a full one it refuses what is written."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -191,7 +191,10 @@ def test_a_run_that_diverges_leaves_the_examples_and_the_last_good_checkpoint(
 def test_a_file_that_does_not_fit_stays_what_it_was(tmp_path):
     path = tmp_path / "f.json"
     write_atomic(path, b"old")
-    with room_for(1000), pytest.raises(OSError, match=r"File too large.*f\.json") as caught:
+    with (
+        capacity_of_steps(1000),
+        pytest.raises(OSError, match=r"File too large.*f\.json") as caught,
+    ):
         write_atomic(path, bytes(2000))
     assert caught.value.errno == errno.EFBIG
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f.json", b"old")]
@@ -201,7 +204,7 @@ def test_a_row_that_does_not_fit_is_not_begun(tmp_path):
     path = tmp_path / "metrics.jsonl"
     report.append_row(path, {"a": 1})
     before = path.read_bytes()
-    with room_for(20), pytest.raises(OSError, match=r"metrics\.jsonl"):
+    with capacity_of_steps(20), pytest.raises(OSError, match=r"metrics\.jsonl"):
         report.append_row(path, {"a": "x" * 100})
     assert path.read_bytes() == before
     report.append_row(path, {"a": 2})
@@ -214,7 +217,7 @@ def test_events_that_do_not_fit_end_in_an_error(tmp_path):
             for step in range(5000):
                 log(step, {"loss": 1.0})
 
-    with room_for(10_000), pytest.raises(OSError, match=r"File too large.*tb"):
+    with capacity_of_steps(10_000), pytest.raises(OSError, match=r"File too large.*tb"):
         write()
 
 
@@ -228,7 +231,10 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(a_state(1, size), {})
     checkpoints.wait()
-    with room_for(10_000), pytest.raises(OSError, match=r"cannot be written .File too") as e:
+    with (
+        capacity_of_steps(10_000),
+        pytest.raises(OSError, match=r"cannot be written .File too") as e,
+    ):
         _save(checkpoints, 2, size)
     assert str(tmp_path / "c") in str(e.value)
     assert "\n" not in str(e.value)

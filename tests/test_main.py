@@ -166,7 +166,7 @@ def test_the_authors_layout_is_read(tmp_path):
 
 
 def test_semco_learns_the_embedded_data_set(tmp_path):
-    """One seed of the quickstart: far above the yardsticks, and near the best possible ranking."""
+    """One seed of the quickstart: far above the baselines, and near the best possible ranking."""
     config = quickstart.get_config()
     with config.unlocked():
         config.seeds = (0,)

@@ -35,7 +35,7 @@ SLICES = ("val/cold", "test/cold", "test/cold_own", "test/warm")
 
 @pytest.fixture(scope="module")
 def results():
-    """Two seeds of a model, two yardsticks and an oracle, with one undefined value."""
+    """Two seeds of a model, two baselines and an oracle, with one undefined value."""
 
     def summary(*seeds):
         rows = [report.flatten(dict.fromkeys(SLICES, metrics_of(seed))) for seed in seeds]

@@ -14,7 +14,7 @@ from jaxcold.data import reduction
 from jaxcold.data.content import unit_rows
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences import evaluation as questions
-from jaxcold.data.sequences.dataset import Questions, SequenceDataset
+from jaxcold.data.sequences.dataset import EvalSequences, SequenceDataset
 from jaxcold.eval.metrics import evaluate
 from jaxcold.eval.ranking import top_k
 from jaxcold.models import sasrec
@@ -276,12 +276,12 @@ def test_golden_metrics(golden):
         num_warm=warm,
         num_items=warm + cold,
         train=csr([[0, 1]]),
-        val=Questions(np.zeros(1, np.int32), csr([[0]]), np.array([1], np.int32)),
-        test=Questions(np.arange(12, dtype=np.int32), csr(rows), target),
+        val=EvalSequences(np.zeros(1, np.int32), csr([[0]]), np.array([1], np.int32)),
+        test=EvalSequences(np.arange(12, dtype=np.int32), csr(rows), target),
         content=None,
         user_ids=np.arange(12),
         item_ids=np.arange(warm + cold),
-        facts={},
+        statistics={},
     )
     # Scores as vectors: the padding column is the item after the last.
     scores = np.concatenate([arrays["scores_full"], arrays["scores_filtered"]])
@@ -317,7 +317,7 @@ def circle(users=60, warm=24, cold=4, seed=0):
     test = walks[2 * users :]
 
     def asked(walks):
-        return Questions(
+        return EvalSequences(
             np.arange(len(walks), dtype=np.int32),
             csr([walk[:-1] for walk in walks]),
             np.array([walk[-1] for walk in walks], np.int32),
@@ -333,7 +333,7 @@ def circle(users=60, warm=24, cold=4, seed=0):
         content=content.astype(np.float32),
         user_ids=np.arange(3 * users),
         item_ids=np.arange(warm + cold),
-        facts={},
+        statistics={},
     )
 
 
@@ -408,7 +408,7 @@ def test_a_user_alone_scores_as_in_any_company():
     model, state, _ = trained(dataset, 2)
     whole = model.represent(state.params, (), "val").user
     for number in (0, 3, 7):
-        alone = Questions(
+        alone = EvalSequences(
             dataset.val.user[:1],
             dataset.val.history.take(np.array([number])),
             dataset.val.target[[number]],
@@ -423,7 +423,7 @@ def test_the_reference_depends_on_the_company():
     model, state, _ = trained(dataset, 2, reference=True)
     whole = model.represent(state.params, (), "val").user
     short = int(np.argmin(dataset.val.history.counts))
-    alone = Questions(
+    alone = EvalSequences(
         dataset.val.user[:1],
         dataset.val.history.take(np.array([short])),
         dataset.val.target[[short]],
@@ -440,9 +440,9 @@ def test_packed_batches_give_the_loss_of_padded_ones(alpha, x64):
     model = sasrec.build(dataset, **options(alpha=alpha))
     params, extra = model.init(0)
     rows = sasrec.make_windows(dataset.train, 6, "last").take(np.arange(16))
-    inputs, targets = packing.next_items(rows)
-    packed = packing.pack(inputs, targets, packing.room_of(inputs.counts, 16))
-    padded = packing.rectangle(inputs, targets, 20, 6, left=False)
+    inputs, targets = packing.inputs_and_targets(rows)
+    packed = packing.pack(inputs, targets, packing.capacity_for(inputs.counts, 16))
+    padded = packing.pad_left_or_right(inputs, targets, 20, 6, left=False)
     key = jax.random.key(0)
     results = []
     for tokens in (packed, padded):
@@ -461,8 +461,8 @@ def test_packed_batches_give_the_loss_of_padded_ones(alpha, x64):
 
 
 def test_lengths_that_nobody_has_get_no_room():
-    assert packing.room_of(np.array([6, 6]), 4).lengths == (6,)
-    assert packing.room_of(np.array([1, 30]), 4).lengths == (4, 30)
+    assert packing.capacity_for(np.array([6, 6]), 4).lengths == (6,)
+    assert packing.capacity_for(np.array([1, 30]), 4).lengths == (4, 30)
     dataset = circle()
     walks = csr([list(range(i, i + 7)) for i in range(16)])
     model = sasrec.build(replace(dataset, train=walks), **options())
@@ -474,10 +474,10 @@ def test_lengths_that_nobody_has_get_no_room():
 
 def test_batches_larger_than_their_room_are_whole():
     rows = csr([list(range(n)) for n in (2, 3, 9, 9, 9, 9, 9, 9, 9, 9, 9)])
-    room = packing.Room(16, (4, 8), (8, 8))
-    tokens = packing.pack(*packing.next_items(rows), room)
+    room = packing.Capacity(16, (4, 8), (8, 8))
+    tokens = packing.pack(*packing.inputs_and_targets(rows), room)
     assert np.count_nonzero(tokens.item) == np.count_nonzero(tokens.target) == 3 + 9 * 8
-    slots = np.concatenate([index.reshape(-1) for index in tokens.rectangles])
+    slots = np.concatenate([index.reshape(-1) for index in tokens.buckets])
     real = tokens.slot[tokens.item > 0]
     np.testing.assert_array_equal(slots[real], np.flatnonzero(tokens.item))
 

@@ -53,15 +53,15 @@ def inter(tmp_path):
 
 def test_an_inter_file_gives_the_sequences_of_its_rows(inter, toy):
     data = load_sequences("toy", inter)
-    assert data.facts["cold_seen_before"] >= 2
-    assert data.facts["boundary"] == BOUNDARY
+    assert data.statistics["cold_seen_before"] >= 2
+    assert data.statistics["boundary"] == BOUNDARY
     np.testing.assert_array_equal(data.content[:, 0], data.item_ids)
     assert load_sequences("toy", inter, mode="none").content is None
 
 
 def test_ratings_filter_rows(inter):
     data = load_sequences("toy", inter, min_rating=2, n_core=1)
-    assert data.facts["interactions"] == ((table("raw")["item"] - 1000) % 5 > 1).sum()
+    assert data.statistics["interactions"] == ((table("raw")["item"] - 1000) % 5 > 1).sum()
     assert (data.item_ids % 5 > 1).all()
 
 
@@ -71,10 +71,10 @@ def test_a_written_split_is_read_back_whole(inter, tmp_path):
     write_sequence_split(tmp_path / "again.npz", data)
     assert (tmp_path / "split.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
     back = load_sequences("toy", inter, split_file=tmp_path / "split.npz")
-    assert (back.num_warm, back.num_items, back.facts) == (
+    assert (back.num_warm, back.num_items, back.statistics) == (
         data.num_warm,
         data.num_items,
-        data.facts,
+        data.statistics,
     )
     for mine, theirs in zip(
         (*data.train, *data.val.history, *data.test.history, data.val.target, data.content),
@@ -141,8 +141,8 @@ def test_beauty_ratings_above_three(tmp_path, toy):
     (tmp_path / "ratings_Beauty.csv").write_text("\n".join(lines + low) + "\n")
     items = write_content(tmp_path, rows["item"])
     data = load_sequences("beauty", tmp_path)
-    assert data.facts["interactions"] == len(rows)
-    assert data.facts["boundary"] == BOUNDARY
+    assert data.statistics["interactions"] == len(rows)
+    assert data.statistics["boundary"] == BOUNDARY
     assert not any(item.startswith("low") for item in data.item_ids)
     first = items.index(data.item_ids[0])
     np.testing.assert_array_equal(data.content[0], [2 * first, 2 * first + 1])
@@ -179,10 +179,10 @@ def test_zvuk_plays_longer_than_a_minute(tmp_path):
     short = plays.assign(play_duration=np.float32(60), track_id=7)
     pd.concat([plays, short]).to_parquet(tmp_path / "zvuk-interactions.parquet")
     data = load_sequences("zvuk", tmp_path, mode="none")
-    assert data.facts["interactions"] == len(rows)
-    assert data.facts["boundary"] == BOUNDARY * 1000
+    assert data.statistics["interactions"] == len(rows)
+    assert data.statistics["boundary"] == BOUNDARY * 1000
     fewer = load_sequences("zvuk", tmp_path, mode="none", max_users=20, n_core=1)
-    assert fewer.facts["interactions"] < len(rows)
+    assert fewer.statistics["interactions"] < len(rows)
 
 
 SESSIONS = ["['a' 'a' 'b']", "['a' 'b'\n 'c']", "['c' 'b']", "['b' 'c']", "['d']"]
@@ -205,7 +205,7 @@ def m2(tmp_path):
 
 
 def test_amazon_m2_brings_its_test_sessions(m2):
-    data = load_sequences("m2", m2, val_share=0.2)
+    data = load_sequences("m2", m2, val_fraction=0.2)
     assert (data.train.rows, len(data.val.user)) == (4, 1)
     named = {
         user: "".join(data.item_ids[row])
@@ -218,7 +218,7 @@ def test_amazon_m2_brings_its_test_sessions(m2):
     assert ["".join(data.item_ids[row]) for row in as_lists(data.test.history)] == ["ae", "b"]
     assert list(data.item_ids[data.test.target]) == ["e", "f"]
     assert (data.test.target >= data.num_warm).all()
-    as_code = load_sequences("m2", m2, val_share=0.2, repeats="drop_in_train")
+    as_code = load_sequences("m2", m2, val_fraction=0.2, consecutive_duplicates="drop_in_train")
     assert as_code.test.history.counts.tolist() == [3, 1]
 
 
@@ -240,15 +240,15 @@ OPTIONS = {
     "layout": ({"layout": "movielens"}, ["data.layout='movielens'", "amazon_m2"]),
     "protocol": ({"protocol": "random"}, ["data.protocol='random'", "random_cold"]),
     "quantile": ({"quantile": 1.0}, ["data.quantile=1.0", "between 0 and 1"]),
-    "val_share": ({"val_share": 0}, ["data.val_share=0", "between 0 and 1"]),
-    "cold_share": (
-        {"protocol": "random_cold", "cold_share": 2},
-        ["data.cold_share=2", "between 0 and 1"],
+    "val_fraction": ({"val_fraction": 0}, ["data.val_fraction=0", "between 0 and 1"]),
+    "cold_fraction": (
+        {"protocol": "random_cold", "cold_fraction": 2},
+        ["data.cold_fraction=2", "between 0 and 1"],
     ),
     "core": ({"n_core": 0}, ["data.n_core=0", "from 1"]),
     "core too large": ({"n_core": 50}, ["50-core", "lower data.n_core"]),
-    "no validation": ({"val_share": 0.99}, ["leave none to train", "data.val_share=0.99"]),
-    "repeats": ({"repeats": "merge"}, ["data.repeats='merge'", "'keep'"]),
+    "no validation": ({"val_fraction": 0.99}, ["leave none to train", "data.val_fraction=0.99"]),
+    "repeats": ({"repeats": "merge"}, ["data.consecutive_duplicates='merge'", "'keep'"]),
     "seed": ({"split_seed": -1}, ["data.split_seed=-1", "at least 0"]),
     "users": ({"max_users": 0}, ["data.max_users=0", "at least 1"]),
     "rating": ({"min_rating": 9}, ["no interactions are left", "loosen"]),
@@ -462,11 +462,11 @@ def test_bad_sessions_are_named(m2):
     path = m2 / "sessions_train.csv"
     text = path.read_text()
     path.write_text(text.replace("['c' 'b']", "['c' ... 'b']"))
-    message = complaint("m2", m2, val_share=0.2)
+    message = complaint("m2", m2, val_fraction=0.2)
     assert "session 3 (counted from 0)" in message
     assert "no list" in message
     path.write_text(text.replace("['c' 'b']", "__import__('os')"))
-    assert "no list" in complaint("m2", m2, val_share=0.2)
+    assert "no list" in complaint("m2", m2, val_fraction=0.2)
     path.write_text(text.replace("FR", "UK"))
     assert "no session of locale FR, only DE, UK" in complaint("m2", m2)
     path.write_text(text)
@@ -481,10 +481,10 @@ def test_a_list_of_items_fits_the_features(m2):
     path = m2 / "item_ids.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(["other", *lines[1:]]))
-    assert "item f is missing" in complaint("m2", m2, val_share=0.2)
+    assert "item f is missing" in complaint("m2", m2, val_fraction=0.2)
     path.write_text("\n".join([lines[1], *lines[1:]]))
-    assert "line 2: id 'e' stands there twice" in complaint("m2", m2, val_share=0.2)
+    assert "line 2: id 'e' stands there twice" in complaint("m2", m2, val_fraction=0.2)
     path.write_text("\n".join(lines[1:]))
-    assert "5 ids for 6 rows" in complaint("m2", m2, val_share=0.2)
+    assert "5 ids for 6 rows" in complaint("m2", m2, val_fraction=0.2)
     path.unlink()
-    assert "write the item id of each row" in complaint("m2", m2, val_share=0.2)
+    assert "write the item id of each row" in complaint("m2", m2, val_fraction=0.2)

@@ -72,7 +72,7 @@ logs = st.builds(
 
 
 def test_repeats_boundary_and_core_are_the_golden_ones():
-    clean = sequences.drop_repeats(table("raw"))
+    clean = sequences.drop_consecutive_duplicates(table("raw"))
     pd.testing.assert_frame_equal(clean.reset_index(drop=True), table("deduped"))
     boundary = sequences.time_boundary(clean["time"].to_numpy(), params()["quantile"])
     assert boundary == params()["threshold"]
@@ -109,22 +109,22 @@ def test_questions_are_the_golden_ones(toy):
 
 
 def test_facts_are_the_golden_counts(toy):
-    facts, counts = toy.facts, params()["counts"]
-    assert facts["interactions"] == counts["rows"]
-    assert facts["repeats_dropped"] == counts["dups"]
-    assert facts["items_below_core"] == counts["ncore_removed_items"]
-    assert facts["users_below_core"] == counts["users_removed_ncore"]
-    assert facts["cold_seen_in_validation"] == counts["val_only_in_cold"]
-    by_core = facts["cold_seen_before"] - facts["cold_seen_in_validation"]
+    statistics, counts = toy.statistics, params()["counts"]
+    assert statistics["interactions"] == counts["rows"]
+    assert statistics["consecutive_duplicates_dropped"] == counts["dups"]
+    assert statistics["items_below_core"] == counts["ncore_removed_items"]
+    assert statistics["users_below_core"] == counts["users_removed_ncore"]
+    assert statistics["cold_seen_in_validation"] == counts["val_only_in_cold"]
+    by_core = statistics["cold_seen_before"] - statistics["cold_seen_in_validation"]
     assert by_core == counts["cold_seen_before"]
-    assert facts["validation_rows_of_cold_items"] == counts["val_dropped"]
-    assert facts["test_questions_without_history"] == counts["gt_without_input"]
-    assert facts["test_targets_cold"] == counts["gt_cold"]
+    assert statistics["validation_rows_of_cold_items"] == counts["val_dropped"]
+    assert statistics["test_questions_without_history"] == counts["gt_without_input"]
+    assert statistics["test_targets_cold"] == counts["gt_cold"]
 
 
 def test_kept_repeats_stay():
-    kept = sequences.temporal_split("toy", table("raw"), repeats="keep", core=1)
-    assert kept.facts["repeats_dropped"] == 0
+    kept = sequences.temporal_split("toy", table("raw"), consecutive_duplicates="keep", core=1)
+    assert kept.statistics["consecutive_duplicates_dropped"] == 0
     again = (row[i] == row[i + 1] for row in as_lists(kept.train) for i in range(len(row) - 1))
     assert any(again)
 
@@ -134,7 +134,7 @@ def test_kept_repeats_stay():
 
 @given(logs)
 def test_no_consecutive_repeat_is_left_and_nothing_else_goes(rows):
-    clean = by_user(sequences.drop_repeats(rows))
+    clean = by_user(sequences.drop_consecutive_duplicates(rows))
     expected = {
         user: [item for item, _ in itertools.groupby(items)]
         for user, items in by_user(rows.sort_values("time")).items()
@@ -144,7 +144,7 @@ def test_no_consecutive_repeat_is_left_and_nothing_else_goes(rows):
 
 def test_rows_of_equal_time_keep_the_order_of_the_file():
     rows = pd.DataFrame({"user": [1, 0, 1, 1, 0], "item": [5, 6, 4, 5, 2], "time": 7})
-    assert by_user(sequences.drop_repeats(rows)) == {0: [6, 2], 1: [5, 4, 5]}
+    assert by_user(sequences.drop_consecutive_duplicates(rows)) == {0: [6, 2], 1: [5, 4, 5]}
 
 
 @given(
@@ -179,17 +179,17 @@ def test_the_boundary_is_the_nearest_rank(times, quantile):
 @given(logs, st.integers(1, 2))
 def test_a_temporal_split_keeps_to_its_rules(rows, core):
     try:
-        split = sequences.temporal_split("toy", rows, core=core, val_share=0.3, quantile=0.7)
+        split = sequences.temporal_split("toy", rows, core=core, val_fraction=0.3, quantile=0.7)
     except DataError:
         assume(False)  # too little data for three parts
-    boundary = split.facts["boundary"]
-    clean = sequences.drop_repeats(rows)
+    boundary = split.statistics["boundary"]
+    clean = sequences.drop_consecutive_duplicates(rows)
     early = by_user(clean[clean["time"] <= boundary])
     late = by_user(clean[clean["time"] > boundary])
     assert (split.train.counts >= 2).all()
     assert (split.train.indices < split.num_warm).all()
     trained = set(split.train.indices)
-    assert split.num_warm - len(trained) == split.facts["warm_items_untrained"]
+    assert split.num_warm - len(trained) == split.statistics["warm_items_untrained"]
     assert len(split.user_ids) == len(set(split.user_ids))
     assert len(split.item_ids) == len(set(split.item_ids)) == split.num_items
     assert (split.val.target < split.num_warm).all()
@@ -217,13 +217,15 @@ def test_equal_seeds_give_equal_splits_and_others_do_not():
 
 
 def test_the_share_of_validation_users_is_taken_of_the_core():
-    split = sequences.temporal_split("toy", log([12] * 10), val_share=0.3)
+    split = sequences.temporal_split("toy", log([12] * 10), val_fraction=0.3)
     assert (split.train.rows, len(split.val.user)) == (7, 3)
 
 
 def test_random_cold_items_are_in_no_training_or_validation_sequence():
     rows = log([10] * 50, 40).assign(item=lambda frame: frame["item"] + 100)
-    split = sequences.random_cold_split("toy", rows, cold_share=0.2, val_share=0.1, max_users=40)
+    split = sequences.random_cold_split(
+        "toy", rows, cold_fraction=0.2, val_fraction=0.1, max_users=40
+    )
     assert (split.num_warm, split.num_items) == (32, 40)
     assert (len(split.val.user), len(split.test.user), split.train.rows) == (4, 4, 32)
     assert (split.train.indices < 32).all()
@@ -232,7 +234,7 @@ def test_random_cold_items_are_in_no_training_or_validation_sequence():
     held_out = [set(split.user_ids[part.user]) for part in (split.val, split.test)]
     assert not held_out[0] & held_out[1]
     assert not (held_out[0] | held_out[1]) & set(split.user_ids[: split.train.rows])
-    clean = by_user(sequences.drop_repeats(rows))
+    clean = by_user(sequences.drop_consecutive_duplicates(rows))
     for user, history, target in zip(
         split.test.user, as_lists(split.test.history), split.test.target, strict=True
     ):
@@ -281,7 +283,7 @@ def test_amazon_beauty_by_a_drawn_split(data_root, tmp_path):
     assert (data.num_warm, data.num_items) == (12101 - 1815, 12101)
     # 22,363 users: a tenth each validate and test; a few of the others are left with one item.
     assert (len(data.val.user), len(data.test.user)) == (2236, 2236)
-    assert data.train.rows + data.facts["training_users_with_one_item"] <= 22363 - 2 * 2236
+    assert data.train.rows + data.statistics["training_users_with_one_item"] <= 22363 - 2 * 2236
     raw = np.load(root / "text_feat.npy", mmap_mode="r")
     np.testing.assert_array_equal(data.content[[0, -1]], raw[data.item_ids[[0, -1]]])
 
@@ -302,18 +304,21 @@ def test_amazon_beauty_by_the_split_of_the_reference_run(data_root, golden):
 
 def test_ml_100k_by_time(data_root):
     data = load_sequences("ml-100k", data_root / "ml-100k")
-    assert (data.facts["interactions"], data.facts["repeats_dropped"]) == (100_000, 0)
+    assert (data.statistics["interactions"], data.statistics["consecutive_duplicates_dropped"]) == (
+        100_000,
+        0,
+    )
     frame = pd.read_csv(data_root / "ml-100k" / "ml-100k.inter", sep="\t")
     boundary = np.sort(frame["timestamp"])[int(np.floor(99_999 * 0.9 + 0.5))]
     after = frame[frame["timestamp"] > boundary]
-    assert data.facts["boundary"] == boundary
+    assert data.statistics["boundary"] == boundary
     assert len(data.test.user) == after["userID"].nunique()
     users = data.train.rows + len(data.val.user)
     early = frame[frame["timestamp"] <= boundary]
-    assert users == early["userID"].nunique() - data.facts["users_below_core"]
+    assert users == early["userID"].nunique() - data.statistics["users_below_core"]
     assert len(data.val.user) == users - int(0.9 * users)
     assert data.content.shape == (data.num_items, 384)
     assert (
-        load_sequences("ml-100k", data_root / "ml-100k", min_rating=3).facts["interactions"]
+        load_sequences("ml-100k", data_root / "ml-100k", min_rating=3).statistics["interactions"]
         == (frame["rating"] > 3).sum()
     )

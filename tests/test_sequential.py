@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import jaxcold
-from jaxcold.data.sequences.dataset import Questions, SequenceDataset
+from jaxcold.data.sequences.dataset import EvalSequences, SequenceDataset
 from jaxcold.estimators import artifact
 from jaxcold.estimators import base as estimator
 from jaxcold.estimators import sasrec as sequential
@@ -69,19 +69,21 @@ def model(one_program):
 def dataset():
     """Three warm items more than `dim` and two cold ones; float64 content."""
     history = Csr(np.array([0, 3, 4, 4]), np.array([1, 11, 4, 12], np.int32))
-    asked = Questions(np.arange(3, dtype=np.int32), history, np.array([3, 11, 2], np.int32))
+    asked = EvalSequences(np.arange(3, dtype=np.int32), history, np.array([3, 11, 2], np.int32))
     walks = [[0, 1, 2, 3], [3, 4, 5, 6, 7], [8, 9, 10, 0]]
     return SequenceDataset(
         name="tiny",
         num_warm=11,
         num_items=13,
         train=Csr(np.array([0, 4, 9, 13]), np.concatenate(walks).astype(np.int32)),
-        val=Questions(asked.user[:1], Csr(np.array([0, 2]), np.array([1, 2])), asked.target[:1]),
+        val=EvalSequences(
+            asked.user[:1], Csr(np.array([0, 2]), np.array([1, 2])), asked.target[:1]
+        ),
         test=asked,
         content=np.random.default_rng(0).normal(size=(13, 8)),
         user_ids=np.arange(3),
         item_ids=np.arange(100, 113),
-        facts={},
+        statistics={},
     )
 
 
@@ -399,7 +401,7 @@ def test_a_share_of_the_users_is_held_out(prepared):
     log, content = frames()
     chosen = []
     for seed in (0, 0, 1):
-        data, _ = prepared(log, content, seed=seed, val_share=0.2)
+        data, _ = prepared(log, content, seed=seed, val_fraction=0.2)
         assert not {*walks(data, "train")} & {*walks(data, "val")}
         assert len(data.val.target) == 0.2 * USERS
         chosen.append({*walks(data, "val")})
@@ -482,7 +484,7 @@ def fit_errors():
         "epochs": (lambda a: a | {"epochs": 0}, "epochs is at least 1, not 0"),
         "patience": (lambda a: a | {"patience": 0}, "patience is at least 1, not 0"),
         "batch": (lambda a: a | {"batch_size": 0}, "batch_size is at least 1, not 0"),
-        "share": (lambda a: a | {"val_share": 1}, "val_share is between 0 and 1, not 1"),
+        "share": (lambda a: a | {"val_fraction": 1}, "val_fraction is between 0 and 1, not 1"),
     }
 
 

@@ -201,7 +201,7 @@ def test_figure_of_the_delta_norm(finished, tmp_path, capsys):
     assert "delta_norm.png" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["warm_share", "target_frequency"])
+@pytest.mark.parametrize("kind", ["warm_fraction", "target_frequency"])
 def test_figures_by_question(kind, finished, tmp_path):
     _, folders = finished
     figures.run(kind, folders, tmp_path)
@@ -209,7 +209,7 @@ def test_figures_by_question(kind, finished, tmp_path):
     assert found["method"].nunique() == 4
     for folder, (_, part) in zip(folders, found.groupby("method", sort=False), strict=True):
         (run,) = figures.read([folder])
-        asked = run.history.counts > 0 if kind == "warm_share" else slice(None)
+        asked = run.history.counts > 0 if kind == "warm_fraction" else slice(None)
         assert part["questions"].sum() == len(run.target[asked])
         mean = np.average(part["ndcg"], weights=part["questions"])
         assert mean == pytest.approx(run.ndcg[asked].mean())
@@ -230,7 +230,7 @@ def test_runs_are_compared_question_by_question(finished, tmp_path):
     assert test["difference"] == pytest.approx(np.mean(ids - ours))
     compare.write(found, tmp_path)
     assert "test, total unless said otherwise" in (tmp_path / "compare.md").read_text()
-    # Questions in another mode are still the same questions.
+    # EvalSequences in another mode are still the same questions.
     assert found["runs"]["SASRec"]["NDCG"]["mean"] == pytest.approx(ids.mean())
 
 
@@ -241,11 +241,11 @@ def test_figures_refuse_what_they_cannot_draw(finished, tmp_path):
     with pytest.raises(ConfigError, match="has no content; name runs of delta"):
         figures.run("delta_norm", folders, tmp_path)
     with pytest.raises(ConfigError, match="not a finished run"):
-        figures.run("warm_share", [root], tmp_path)
+        figures.run("warm_fraction", [root], tmp_path)
     write_log(tmp_path / "data", seed=1)
     runner.run(config_of(tmp_path / "data", epochs=1), tmp_path / "other")
     with pytest.raises(ConfigError, match="has another split than"):
-        figures.run("warm_share", [folders[0], tmp_path / "other"], tmp_path)
+        figures.run("warm_fraction", [folders[0], tmp_path / "other"], tmp_path)
 
 
 def test_semco_embeddings_as_content(finished, tmp_path):
@@ -267,7 +267,7 @@ def test_semco_embeddings_as_content(finished, tmp_path):
         config.train.update(epochs=1, batch_size=32)
     runner.run(base.resolve(config), tmp_path / "semco")
     with pytest.raises(ConfigError, match="semco: not a finished run of a sequential model"):
-        figures.run("warm_share", [tmp_path / "semco"], tmp_path)
+        figures.run("warm_fraction", [tmp_path / "semco"], tmp_path)
     # It has seen what the sequential run trains on, and nothing else.
     served = SEMCo.load(tmp_path / "semco" / "models" / "seed_0")
     with np.load(folders[0] / "split.npz") as split:

@@ -26,7 +26,7 @@ _WIDTH = flags.DEFINE_integer("width", 64, "dimensions of the vectors", lower_bo
 _K = flags.DEFINE_integer("k", 20, "length of the lists", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each measurement", lower_bound=1)
 
-_BLOCK = 256  # users, for the two yardsticks
+_BLOCK = 256  # users, for the two baselines
 
 
 def question(users: int, items: int, width: int) -> tuple[Representations, EvalSlice]:

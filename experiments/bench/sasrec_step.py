@@ -48,7 +48,7 @@ from rich.table import Table
 
 from experiments.bench.timing import median_times
 from jaxcold.data.sequences import batches as packing
-from jaxcold.data.sequences.dataset import Questions, SequenceDataset
+from jaxcold.data.sequences.dataset import EvalSequences, SequenceDataset
 from jaxcold.data.sequences.load import load_sequences
 from jaxcold.data.sequences.split import windows
 from jaxcold.models import sasrec
@@ -133,7 +133,7 @@ def generate(sizes: Sizes, lengths: np.ndarray) -> SequenceDataset:
     indptr = np.concatenate([[0], np.cumsum(lengths + 1)])
     items = rng.integers(0, sizes.items, indptr[-1], dtype=np.int32)
     none = np.zeros(0, np.int32)
-    nothing = Questions(none, Csr(np.zeros(1, np.int64), none), none)
+    nothing = EvalSequences(none, Csr(np.zeros(1, np.int64), none), none)
     content = rng.standard_normal((sizes.items, sizes.dim), np.float32)
     return SequenceDataset(
         "generated",
@@ -201,15 +201,17 @@ def densified(model: Model, sizes: Sizes, alpha: float) -> Model:
     return model._replace(loss=loss)
 
 
-def packed(rows: Csr, sizes: Sizes, room: packing.Room) -> packing.Tokens:
+def pack_shards(rows: Csr, sizes: Sizes, room: packing.Capacity) -> packing.Tokens:
     """A batch as our step takes it."""
-    return packing.pack(*packing.next_items(rows), room)
+    return packing.pack(*packing.inputs_and_targets(rows), room)
 
 
 def padded(rows: Csr, *, left: bool = False) -> packing.Tokens:
     """A batch as one rectangle."""
-    inputs, targets = packing.next_items(rows)
-    return packing.rectangle(inputs, targets, inputs.rows, int(inputs.counts.max()), left=left)
+    inputs, targets = packing.inputs_and_targets(rows)
+    return packing.pad_left_or_right(
+        inputs, targets, inputs.rows, int(inputs.counts.max()), left=left
+    )
 
 
 def optimizer_of() -> optax.GradientTransformation:
@@ -400,7 +402,7 @@ def counted(
         lengths = windows_.counts - 1
         real, size = int(lengths.sum()), len(tokens.item)
         tile = tile_rows(size, sizes.items)
-        squares = sum(r.shape[0] * r.shape[1] ** 2 for r in tokens.rectangles)
+        squares = sum(r.shape[0] * r.shape[1] ** 2 for r in tokens.buckets)
         n, longest = len(lengths), int(lengths.max())
         kinds["needed"].append(flops(sizes, real, real, float((lengths**2).sum())))
         kinds["ours"].append(flops(sizes, -(-real // tile) * tile, size, squares))
@@ -444,14 +446,14 @@ def measure(sizes: Sizes, alpha: float, repeats: int) -> Measured:
     model = build(dataset, sizes, alpha)
     dense = densified(model, sizes, alpha)
     rows = windows(dataset.train, sizes.max_length, "last")
-    room = packing.room_of(rows.counts - 1, sizes.batch)
+    room = packing.capacity_for(rows.counts - 1, sizes.batch)
     start = init_state(model, optimizer_of(), SEED)
 
     def cut(batch: int) -> list[Csr]:
         return [rows.take(np.arange(i * batch, (i + 1) * batch)) for i in range(sizes.turns)]
 
     whole = cut(sizes.batch)
-    ours = [packed(part, sizes, room) for part in whole]
+    ours = [pack_shards(part, sizes, room) for part in whole]
     # The line through one point, or two, that the dense forms run at.
     runs = reduced(sizes) if sizes.dense_batch < sizes.batch else [sizes.batch]
     compiled = programs(model, start, ours)

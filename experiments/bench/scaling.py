@@ -184,7 +184,7 @@ def sasrec(
         max_length=sizes.max_length,
         blocks=sizes.blocks,
         tokens=batch.item.size,
-        slots=sum(rectangle.size for rectangle in batch.rectangles),
+        slots=sum(rectangle.size for rectangle in batch.buckets),
         split=devices.shard_items,
     )
     return _measured(program, devices, wanted)

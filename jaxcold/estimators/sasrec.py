@@ -84,7 +84,7 @@ class SASRec:
         batch_size: int = 128,
         learning_rate: float = 1e-3,
         seed: int = 0,
-        val_share: float = 0.1,
+        val_fraction: float = 0.1,
         progress: bool = True,
         **options: Any,
     ) -> "SASRec":
@@ -108,7 +108,7 @@ class SASRec:
             batch_size: users of a step.
             learning_rate: of Adam.
             seed: equal seeds and data give equal models on one machine.
-            val_share: share of the users that is held out, between 0 and 1.
+            val_fraction: share of the users that is held out, between 0 and 1.
             progress: show a bar.
             **options: of `jaxcold.models.sasrec.build`: loss, alpha, tau, negatives, calibration,
                 blocks, heads, dropout, windows, compute, reduce.
@@ -123,8 +123,8 @@ class SASRec:
         for name, value in (("epochs", epochs), ("patience", patience), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} is at least 1, not {value}")
-        if not 0 < val_share < 1:
-            raise ValueError(f"val_share is between 0 and 1, not {val_share}")
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction is between 0 and 1, not {val_fraction}")
         if content is None or item_table == "random":
             content, item_table = None, "random"
         options = {
@@ -135,7 +135,7 @@ class SASRec:
             **options,
         }
         _refuse_reference(options)
-        dataset = _dataset(interactions, content, val_share, seed)
+        dataset = _dataset(interactions, content, val_fraction, seed)
         model = sasrec.build(dataset, batch_size=batch_size, **options)
         optimizer = optimizer_of(learning_rate, max_delta_norm if item_table == "delta" else None)
         asked = questions.slices(dataset)["val/total"]
@@ -422,10 +422,10 @@ class SASRec:
         """f32[n, dim]: what each history, none of them empty, leads to."""
         graphdef, params, table = self._served
         length = self.options["max_length"]
-        history = packing.cut(history, length)
+        history = packing.truncate(history, length)
         found = np.zeros((history.rows, self.item.shape[1]), np.float32)
         # The lengths of rectangles, and with them programs and rounding, are the same whoever asks.
-        for members, tokens, last in packing.blocks(history, longest=length):
+        for members, tokens, last in packing.encoding_blocks(history, longest=length):
             hidden = sasrec.encode(graphdef, params, table, tokens, last)
             found[members] = np.asarray(hidden)[: len(members)]
         return found
@@ -465,7 +465,7 @@ def _features(content: pd.DataFrame | np.ndarray) -> np.ndarray:
 
 
 def _dataset(
-    interactions: pd.DataFrame, content: pd.DataFrame | None, val_share: float, seed: int
+    interactions: pd.DataFrame, content: pd.DataFrame | None, val_fraction: float, seed: int
 ) -> SequenceDataset:
     """The log as a data set whose test questions, which nobody asks, are those of validation."""
     rows, items = _log(interactions)
@@ -477,14 +477,14 @@ def _dataset(
         features = _features(content)
         at = estimator.content_rows(known, items)
         rows, items = rows.assign(item=at[rows["item"]]), known
-    rows = sequences.drop_repeats(rows)
+    rows = sequences.drop_consecutive_duplicates(rows)
     rows = rows[rows.groupby("user")["user"].transform("size") >= 2]
     users = rows["user"].unique()
-    held = max(round(val_share * len(users)), 1)
+    held = max(round(val_fraction * len(users)), 1)
     if held >= len(users):
         raise DataError(
             f"interactions: {len(users)} users took two items or more, and {held} of them are to "
-            f"be held out; give more data, or lower val_share={val_share:g}"
+            f"be held out; give more data, or lower val_fraction={val_fraction:g}"
         )
     held_out = np.random.default_rng([seed, 2]).permutation(users)[:held]
     validates = rows["user"].isin(held_out)

@@ -98,12 +98,12 @@ class Block(nnx.Module):
     ) -> Array:
         size = x.shape[1] // self.heads
         parts = jnp.stack([self.query(q) / math.sqrt(size), self.key(x), self.value(x)], axis=1)
-        index = jnp.concatenate([r.reshape(-1) for r in tokens.rectangles])
+        index = jnp.concatenate([r.reshape(-1) for r in tokens.buckets])
         slots = _arrange(parts, index, tokens.slot)
         real = tokens.item.at[index].get(mode="fill", fill_value=0) > 0
         found, start = [], 0
         for rectangle, drop in zip(
-            tokens.rectangles, split_key(key, len(tokens.rectangles)), strict=True
+            tokens.buckets, split_key(key, len(tokens.buckets)), strict=True
         ):
             n, length = rectangle.shape
             stop = start + n * length

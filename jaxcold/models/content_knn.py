@@ -1,4 +1,4 @@
-"""Content nearest neighbours: the training-free yardstick.
+"""Content nearest neighbours: the training-free baseline.
 
 Every mode is L2-normalised per item, so that no mode outweighs another by its scale; the modes are
 concatenated and normalised again. A user is the normalised mean of the items in the training set.
@@ -77,7 +77,7 @@ def of_sequences(dataset: SequenceDataset, part: str, *, max_length: int) -> Rep
     if dataset.content is None:
         raise DataError(f"{dataset.name}: has no content, which content-KNN needs")
     item = np.asarray(dataset.content, np.float32)
-    history = packing.cut(questions.histories(dataset, part), max_length)
+    history = packing.truncate(questions.histories(dataset, part), max_length)
     return Representations(vectors.history_means(history, item), item)
 
 

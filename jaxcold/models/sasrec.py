@@ -346,7 +346,7 @@ def build(
             f"{dataset.name}: no training user has two items; there is nothing to learn"
         )
     steps = -(-rows.rows // batch_size)
-    room = packing.room_of(lengths, -(-batch_size // devices.n))
+    room = packing.capacity_for(lengths, -(-batch_size // devices.n))
     content = None if item_table == "random" else contents(dataset, dim, reduce)[0]
     warm = dataset.num_warm
     if reference and devices.shard_items:
@@ -410,11 +410,13 @@ def build(
 
         def packed() -> Iterator[Tokens]:
             for start in range(0, len(order), batch_size):
-                inputs, targets = packing.next_items(rows.take(order[start : start + batch_size]))
+                inputs, targets = packing.inputs_and_targets(
+                    rows.take(order[start : start + batch_size])
+                )
                 if reference:
-                    tokens = packing.rectangles(inputs, targets, devices.n)
+                    tokens = packing.pad_shards(inputs, targets, devices.n)
                 else:
-                    tokens = packing.packed(inputs, targets, room, devices.n)
+                    tokens = packing.pack_shards(inputs, targets, room, devices.n)
                 yield tokens if devices.mesh is None else devices.put(tokens, split=True)
 
         return prefetch(packed())
@@ -435,10 +437,10 @@ def build(
             join: Any = np.concatenate if divided else jnp.concatenate
             table = join([table, content[warm:]])
         history = questions.histories(dataset, part, cold_vectors=content is not None)
-        history = packing.cut(history, max_length)
+        history = packing.truncate(history, max_length)
         user = np.zeros((history.rows, dim), np.float32)
         done = [np.zeros(0, np.int64)]
-        pieces = packing.blocks(history, batch=batch_size if reference else None)
+        pieces = packing.encoding_blocks(history, batch=batch_size if reference else None)
         for number, (members, tokens, last) in enumerate(pieces):
             if devices.mesh is not None and not parallel.is_owner(number):
                 continue

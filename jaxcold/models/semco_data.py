@@ -18,8 +18,8 @@ from jaxcold.data import content as vectors
 from jaxcold.data.pairs.batches import (
     SAMPLE,
     apart,
+    capacity_of_steps,
     prefetch,
-    room_for,
     round_up,
     shuffled_pairs,
     touched_items,
@@ -261,7 +261,7 @@ def prepare(
 
     # One shape is one compiled program. A step that needs more gets more, whatever came before.
     sample = shuffled_pairs(pair_user, pair_item, batch_size, np.random.default_rng(0), SAMPLE)
-    room = room_for(needs(*step)[:2] for step in zip(*sample[:2], strict=True))
+    room = capacity_of_steps(needs(*step)[:2] for step in zip(*sample[:2], strict=True))
 
     @functools.cache
     def counter(size: int) -> Array:

@@ -56,8 +56,8 @@ def round_up(size: int) -> int:
     return max(8 * int(np.ceil(2 ** (exponent / 4) / 8)), size)
 
 
-def room_for(needs: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """Room for many steps from what some of them need: they differ little, a margin does the rest.
+def capacity_of_steps(needs: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """Capacity for many steps from what some of them need: they differ little, a margin does the rest.
 
     Args:
         needs: of each step the same kinds of things.

@@ -12,7 +12,7 @@ _SHORTEST = 4  # the rectangles' lengths are this, twice this, ... up to the lon
 _EVAL_TOKENS = 1 << 14  # slots of one block of histories when nothing is learnt
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """The shape of a batch of tokens."""
 
     tokens: int
@@ -29,18 +29,18 @@ class Tokens(NamedTuple):
     item: Any  # i32[T], from 1; 0 is no item
     position: Any  # i32[T]
     target: Any  # i32[T], from 1; 0 is none
-    rectangles: tuple[Any, ...]  # i32[n, length] each: tokens, T where there is none
+    buckets: tuple[Any, ...]  # i32[n, length] each: tokens, T where there is none
     slot: Any  # i32[T]: place of each token among all slots of the rectangles, their number else
 
 
-def room_of(lengths: np.ndarray, batch_size: int) -> Room:
-    """Room for nearly every batch of sequences of these lengths, so that one program serves all.
+def capacity_for(lengths: np.ndarray, batch_size: int) -> Capacity:
+    """Capacity for nearly every batch of sequences of these lengths, so that one program serves all.
 
     Tokens have room for three standard deviations more than an average batch, rectangles for four:
     what is left empty costs a few per cent of a step whose loss is over a whole catalogue.
     """
     longest = int(lengths.max(initial=1))
-    sizes = _sizes(longest)
+    sizes = bucket_lengths(longest)
     count = max(len(lengths), 1)
     share = np.bincount(np.searchsorted(sizes, lengths), minlength=len(sizes)) / count
     expected = batch_size * share + 4 * np.sqrt(batch_size * share * (1 - share))
@@ -50,10 +50,10 @@ def room_of(lengths: np.ndarray, batch_size: int) -> Room:
         lengths.std() if len(lengths) else 0
     )
     most = np.minimum(_up(tokens, 64), batch_size * longest)
-    return Room(int(most), tuple(np.array(sizes)[used].tolist()), tuple(rows[used].tolist()))
+    return Capacity(int(most), tuple(np.array(sizes)[used].tolist()), tuple(rows[used].tolist()))
 
 
-def _sizes(longest: int) -> list[int]:
+def bucket_lengths(longest: int) -> list[int]:
     """Lengths of rectangles for sequences of any length up to the longest."""
     sizes = [_SHORTEST]
     while sizes[-1] < longest:
@@ -65,7 +65,7 @@ def _up(number: Any, multiple: int) -> Any:
     return (multiple * np.ceil(np.asarray(number) / multiple)).astype(int)
 
 
-def pack(inputs: Csr, targets: np.ndarray, room: Room) -> Tokens:
+def pack(inputs: Csr, targets: np.ndarray, room: Capacity) -> Tokens:
     """Sequences as tokens, with nothing between them.
 
     Args:
@@ -96,7 +96,7 @@ def pack(inputs: Csr, targets: np.ndarray, room: Room) -> Tokens:
     return Tokens(item, position, target, tuple(rectangles), slot)
 
 
-def rectangle(
+def pad_left_or_right(
     inputs: Csr, targets: np.ndarray | None, rows: int, length: int, *, left: bool
 ) -> Tokens:
     """Sequences as one rectangle whose every slot is a token, padded on one side.
@@ -123,7 +123,7 @@ def rectangle(
     )
 
 
-def packed(inputs: Csr, targets: np.ndarray, room: Room, parts: int = 1) -> Tokens:
+def pack_shards(inputs: Csr, targets: np.ndarray, room: Capacity, parts: int = 1) -> Tokens:
     """Sequences in equal shares, each packed by itself, one share after another in every array.
 
     Args:
@@ -134,7 +134,7 @@ def packed(inputs: Csr, targets: np.ndarray, room: Room, parts: int = 1) -> Toke
     """
     shares = list(_shares(inputs, targets, np.arange(parts + 1) * inputs.rows // parts))
     found = [pack(*share, room) for share in shares]
-    shapes = [(len(t.item), tuple(map(len, t.rectangles))) for t in found]
+    shapes = [(len(t.item), tuple(map(len, t.buckets))) for t in found]
     if len(set(shapes)) > 1:  # the fullest share decides
         rows = tuple(map(max, zip(*(rows for _, rows in shapes), strict=True)))
         wider = room._replace(tokens=max(tokens for tokens, _ in shapes), rows=rows)
@@ -142,17 +142,17 @@ def packed(inputs: Csr, targets: np.ndarray, room: Room, parts: int = 1) -> Toke
     return _joined(found)
 
 
-def rectangles(inputs: Csr, targets: np.ndarray, parts: int = 1) -> Tokens:
-    """As `packed`, each share one rectangle as long as the longest sequence, padded on the left.
+def pad_shards(inputs: Csr, targets: np.ndarray, parts: int = 1) -> Tokens:
+    """As `pack_shards`, each share one rectangle as long as the longest sequence, padded on the left.
 
     Args:
         inputs: see `pack`.
         targets: see `pack`.
-        parts: see `packed`.
+        parts: see `pack_shards`.
     """
     rows, longest = -(-inputs.rows // parts), int(inputs.counts.max())
     shares = _shares(inputs, targets, np.minimum(np.arange(parts + 1) * rows, inputs.rows))
-    return _joined([rectangle(*share, rows, longest, left=True) for share in shares])
+    return _joined([pad_left_or_right(*share, rows, longest, left=True) for share in shares])
 
 
 def _shares(
@@ -178,7 +178,7 @@ def _joined(parts: list[Tokens]) -> Tokens:
     )
 
 
-def next_items(rows: Csr) -> tuple[Csr, np.ndarray]:
+def inputs_and_targets(rows: Csr) -> tuple[Csr, np.ndarray]:
     """Windows as inputs, all items but the last of each, and the item after each of them."""
     first, last = rows.indptr[:-1], rows.indptr[1:] - 1
     inputs, after = np.ones((2, len(rows.indices)), bool)
@@ -188,7 +188,7 @@ def next_items(rows: Csr) -> tuple[Csr, np.ndarray]:
     return Csr(indptr, rows.indices[inputs]), rows.indices[after]
 
 
-def cut(history: Csr, length: int) -> Csr:
+def truncate(history: Csr, length: int) -> Csr:
     """The last items of each row, at most `length`."""
     counts = np.minimum(history.counts, length)
     indptr = np.concatenate([[0], np.cumsum(counts)])
@@ -196,7 +196,7 @@ def cut(history: Csr, length: int) -> Csr:
     return Csr(indptr, history.indices[at])
 
 
-def blocks(
+def encoding_blocks(
     history: Csr, *, batch: int | None = None, longest: int | None = None
 ) -> Iterator[tuple[np.ndarray, Tokens, np.ndarray]]:
     """Rows that are not empty, a rectangle at a time, with the place of each one's last token.
@@ -214,9 +214,9 @@ def blocks(
             part = history.take(members)
             length = int(part.counts.max())
             last = np.arange(batch) * length + length - 1
-            yield members, rectangle(part, None, batch, length, left=True), last
+            yield members, pad_left_or_right(part, None, batch, length, left=True), last
         return
-    for length in _sizes(longest or int(history.counts.max(initial=1))):
+    for length in bucket_lengths(longest or int(history.counts.max(initial=1))):
         shorter = history.counts <= length
         members, filled = filled[shorter[filled]], filled[~shorter[filled]]
         rows = max(_EVAL_TOKENS // length, 1)
@@ -225,4 +225,4 @@ def blocks(
             part = history.take(some)
             last = np.zeros(rows, np.int64)
             last[: len(some)] = np.arange(len(some)) * length + part.counts - 1
-            yield some, rectangle(part, None, rows, length, left=False), last
+            yield some, pad_left_or_right(part, None, rows, length, left=False), last

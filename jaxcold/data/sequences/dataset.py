@@ -13,7 +13,7 @@ import numpy as np
 from jaxcold.types import Csr
 
 
-class Questions(NamedTuple):
+class EvalSequences(NamedTuple):
     """Histories, and the item that came next."""
 
     user: np.ndarray  # i32[n] row of SequenceDataset.user_ids
@@ -26,7 +26,7 @@ class SequenceDataset:
     """All that a sequential experiment reads.
 
     An item is warm if a training user took it, cold otherwise. Under :func:`random_cold_split` it
-    is warm unless it was drawn cold, and ``facts["warm_items_untrained"]`` of the warm ones do not
+    is warm unless it was drawn cold, and ``statistics["warm_items_untrained"]`` of the warm ones do not
     occur in ``train``.
     """
 
@@ -34,9 +34,9 @@ class SequenceDataset:
     num_warm: int  # items 0 .. num_warm - 1 are warm: they occur in `train`
     num_items: int  # items num_warm .. num_items - 1 are cold
     train: Csr  # a row per training user: warm items in the order of time
-    val: Questions  # warm items only
-    test: Questions  # cold items in histories and targets included
+    val: EvalSequences  # warm items only
+    test: EvalSequences  # cold items in histories and targets included
     content: np.ndarray | None  # f16|f32|f64 [num_items, F], row = item id; may be memory-mapped
     user_ids: np.ndarray  # external ids; row r < train.rows is the user of train row r
     item_ids: np.ndarray  # external ids, row = item id
-    facts: Mapping[str, int]  # counts for the report
+    statistics: Mapping[str, int]  # counts for the report

@@ -30,11 +30,11 @@ def load_sequences(
     split_seed: int = 42,
     quantile: float = 0.9,
     n_core: int = 3,
-    val_share: float = 0.1,
-    cold_share: float = 0.15,
+    val_fraction: float = 0.1,
+    cold_fraction: float = 0.15,
     mode: str | None = None,
     min_rating: float | None = None,
-    repeats: str = "drop",
+    consecutive_duplicates: str = "drop",
     max_users: int | None = None,
     published: str = "",
 ) -> SequenceDataset:
@@ -56,12 +56,12 @@ def load_sequences(
         split_seed: of all draws.
         quantile: share of the rows up to the boundary of the temporal protocol.
         n_core: of those rows.
-        val_share: of the users validate, and as many are for test under "random_cold".
-        cold_share: of the items that "random_cold" draws.
+        val_fraction: of the users validate, and as many are for test under "random_cold".
+        cold_fraction: of the items that "random_cold" draws.
         mode: which of the files ``MODE_feat.npy`` is the content; None takes the only one,
             "none" does without. Beside raw files, ``item_ids.txt`` names the item of each row.
         min_rating: keep the rows rated above it; None means 3 for "beauty", all elsewhere.
-        repeats: "drop" or "keep" an item that follows itself; "drop_in_train" for Amazon-M2 alone.
+        consecutive_duplicates: "drop" or "keep" an item that follows itself; "drop_in_train" for Amazon-M2 alone.
         max_users: so many users are drawn and the others left out; None means 10,000 for "zvuk",
             all elsewhere.
         published: where the files can be had, for the message when they are missing.
@@ -126,22 +126,29 @@ def load_sequences(
                 "Amazon-M2 unset data.split_file"
             )
         chosen = sequence_splits.checked_cold_split(split_file, arrays, rows)
-        dataset = sequences.random_cold_split(name, rows, repeats=repeats, chosen=chosen)
+        dataset = sequences.random_cold_split(
+            name, rows, consecutive_duplicates=consecutive_duplicates, chosen=chosen
+        )
     elif test is not None:
         if max_users is not None:
             rows = sequences.sample_users(rows, max_users, split_seed)
         dataset = sequences.given_test_split(
-            name, rows, test, val_share=val_share, seed=split_seed, repeats=repeats
+            name,
+            rows,
+            test,
+            val_fraction=val_fraction,
+            seed=split_seed,
+            consecutive_duplicates=consecutive_duplicates,
         )
     elif protocol == "random_cold":
         dataset = sequences.random_cold_split(
             name,
             rows,
-            cold_share=cold_share,
-            val_share=val_share,
+            cold_fraction=cold_fraction,
+            val_fraction=val_fraction,
             seed=split_seed,
             max_users=max_users,
-            repeats=repeats,
+            consecutive_duplicates=consecutive_duplicates,
         )
     else:
         if max_users is not None:
@@ -151,9 +158,9 @@ def load_sequences(
             rows,
             quantile=quantile,
             core=n_core,
-            val_share=val_share,
+            val_fraction=val_fraction,
             seed=split_seed,
-            repeats=repeats,
+            consecutive_duplicates=consecutive_duplicates,
         )
     return _with_content(dataset, folder, layout, mode, published)
 

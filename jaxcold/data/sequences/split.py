@@ -17,13 +17,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from jaxcold.data.sequences.dataset import Questions, SequenceDataset
+from jaxcold.data.sequences.dataset import EvalSequences, SequenceDataset
 from jaxcold.types import Csr, DataError
 
 COLD_SPLIT_ARRAYS = ("cold_items", "train_users", "val_users", "test_users")
 
 
-def drop_repeats(rows: pd.DataFrame) -> pd.DataFrame:
+def drop_consecutive_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
     """Sorts by user and time, and keeps the first of consecutive rows with the same item.
 
     Args:
@@ -76,10 +76,10 @@ def temporal_split(
     *,
     quantile: float = 0.9,
     core: int = 3,
-    val_share: float = 0.1,
+    val_fraction: float = 0.1,
     seed: int = 42,
     val_users: Sequence | np.ndarray | None = None,
-    repeats: str = "drop",
+    consecutive_duplicates: str = "drop",
 ) -> SequenceDataset:
     """Splits at one moment for all users; items without a training row before it are cold.
 
@@ -93,14 +93,14 @@ def temporal_split(
         rows: columns user, item, time; time is a clock that all users share.
         quantile: share of the rows up to the boundary (:func:`time_boundary`).
         core: of the rows up to the boundary; 1 keeps all of them.
-        val_share: of the n-core's users validate.
+        val_fraction: of the n-core's users validate.
         seed: that draws them.
         val_users: names them instead.
-        repeats: "drop" consecutive repeats first, as the paper says, or "keep" them, as its
+        consecutive_duplicates: "drop" consecutive repeats first, as the paper says, or "keep" them, as its
             published preparation of Beauty does.
 
     Returns:
-        The data set without content. Of ``facts``, ``cold_seen_before`` counts cold items that
+        The data set without content. Of ``statistics``, ``cold_seen_before`` counts cold items that
         somebody took before the boundary, in rows that n-core removed or a validation user owns:
         the paper's rule (cold items occur only in the test set) would not call them cold.
 
@@ -108,10 +108,10 @@ def temporal_split(
         DataError: if a part of the split would be empty, or an argument is out of range.
     """
     _check_share("quantile", quantile)
-    _check_share("val_share", val_share)
+    _check_share("val_fraction", val_fraction)
     if not isinstance(core, int) or core < 1:
         raise DataError(f"data.n_core={core!r}: must be an integer from 1")
-    everything = ordered_rows(name, rows, repeats)
+    everything = ordered_rows(name, rows, consecutive_duplicates)
     boundary = time_boundary(everything["time"].to_numpy(), quantile)
     late = (everything["time"] > boundary).to_numpy()
     early, after = everything[~late], everything[late]
@@ -128,7 +128,7 @@ def temporal_split(
         )
     users = np.unique(_ids(kept["user"]))
     if val_users is None:
-        val_users = _draw_val_users(name, users, val_share, seed)
+        val_users = _draw_val_users(name, users, val_fraction, seed)
     else:
         val_users = np.unique(np.asarray(val_users))
         stranger = val_users[~np.isin(val_users, users)]
@@ -141,9 +141,9 @@ def temporal_split(
     own = kept[kept["user"].isin(after["user"])]
     dataset = assemble(name, kept[~validates], kept[validates], pd.concat([own, after]))
     cold = dataset.item_ids[dataset.num_warm :]
-    facts = {
+    statistics = {
         "interactions": len(rows),
-        "repeats_dropped": len(rows) - len(everything),
+        "consecutive_duplicates_dropped": len(rows) - len(everything),
         "boundary": boundary,
         "rows_below_core": len(early) - len(kept),
         "users_below_core": early["user"].nunique() - len(users),
@@ -151,18 +151,18 @@ def temporal_split(
         "cold_seen_before": int(np.isin(cold, _ids(early["item"])).sum()),
         "cold_seen_in_validation": int(np.isin(cold, _ids(kept["item"])).sum()),
     }
-    return with_facts(dataset, facts)
+    return with_statistics(dataset, statistics)
 
 
 def random_cold_split(
     name: str,
     rows: pd.DataFrame,
     *,
-    cold_share: float = 0.15,
-    val_share: float = 0.1,
+    cold_fraction: float = 0.15,
+    val_fraction: float = 0.1,
     seed: int = 42,
     max_users: int | None = None,
-    repeats: str = "drop",
+    consecutive_duplicates: str = "drop",
     chosen: Mapping[str, np.ndarray] | None = None,
 ) -> SequenceDataset:
     """Draws cold items and held-out users; for logs that have an order but no shared clock.
@@ -173,30 +173,30 @@ def random_cold_split(
     Args:
         name: of the data set, to begin messages with.
         rows: columns user, item, time; only the order inside a user counts.
-        cold_share: of the items of the log are cold.
-        val_share: of the users validate, and as many are for test.
+        cold_fraction: of the items of the log are cold.
+        val_fraction: of the users validate, and as many are for test.
         seed: of the draws.
         max_users: so many are drawn before; None takes all.
-        repeats: "drop" consecutive repeats first, or "keep" them.
+        consecutive_duplicates: "drop" consecutive repeats first, or "keep" them.
         chosen: arrays ``cold_items``, ``train_users``, ``val_users`` and ``test_users`` of
             external ids instead of the draws; they must be ids of the log.
 
     Raises:
         DataError: if a part of the split would be empty, or an argument is out of range.
     """
-    everything = ordered_rows(name, rows, repeats)
+    everything = ordered_rows(name, rows, consecutive_duplicates)
     items, users = np.unique(_ids(everything["item"])), np.unique(_ids(everything["user"]))
     if chosen is None:
-        _check_share("cold_share", cold_share)
-        _check_share("val_share", val_share)
+        _check_share("cold_fraction", cold_fraction)
+        _check_share("val_fraction", val_fraction)
         generator = np.random.default_rng([seed, 1])
-        cold = generator.permutation(items)[: round(cold_share * len(items))]
+        cold = generator.permutation(items)[: round(cold_fraction * len(items))]
         drawn = generator.permutation(users)[:max_users]
-        held_out = round(val_share * len(drawn))
+        held_out = round(val_fraction * len(drawn))
         if not len(cold) or not held_out or 2 * held_out >= len(drawn):
             raise DataError(
                 f"{name}: {len(items)} items and {len(drawn)} users leave a part of the split "
-                f"empty at data.cold_share={cold_share}, data.val_share={val_share}; change the "
+                f"empty at data.cold_fraction={cold_fraction}, data.val_fraction={val_fraction}; change the "
                 "shares or give more data"
             )
         val, test, train = np.split(drawn, [held_out, 2 * held_out])
@@ -212,12 +212,12 @@ def random_cold_split(
         warm=np.setdiff1d(items, cold),
         cold=np.sort(cold),
     )
-    facts = {
+    statistics = {
         "interactions": len(rows),
-        "repeats_dropped": len(rows) - len(everything),
+        "consecutive_duplicates_dropped": len(rows) - len(everything),
         "cold_rows_of_training_users": int(trains.sum()) - len(warm_rows),
     }
-    return with_facts(dataset, facts)
+    return with_statistics(dataset, statistics)
 
 
 def given_test_split(
@@ -225,9 +225,9 @@ def given_test_split(
     rows: pd.DataFrame,
     test: pd.DataFrame,
     *,
-    val_share: float = 0.1,
+    val_fraction: float = 0.1,
     seed: int = 42,
-    repeats: str = "drop",
+    consecutive_duplicates: str = "drop",
 ) -> SequenceDataset:
     """For data published with its test sessions: divides the other users, and nothing else.
 
@@ -235,49 +235,60 @@ def given_test_split(
         name: of the data set, to begin messages with.
         rows: columns user, item, time: training and validation users.
         test: the same of the test users, whose last row is the answer.
-        val_share: of the users of ``rows`` validate; the paper's text says 0.1, its published
+        val_fraction: of the users of ``rows`` validate; the paper's text says 0.1, its published
             preparation of Amazon-M2 takes 0.2.
         seed: that draws them.
-        repeats: "drop" consecutive repeats, as the paper says; "drop_in_train" leaves those of
+        consecutive_duplicates: "drop" consecutive consecutive_duplicates, as the paper says; "drop_in_train" leaves those of
             the test sessions, as the published preparation does; "keep" leaves all.
 
     Raises:
         DataError: if a part of the split would be empty, or an argument is out of range.
     """
-    _check_share("val_share", val_share)
-    if repeats not in ("drop", "drop_in_train", "keep"):
-        raise DataError(f"data.repeats={repeats!r}: must be 'drop', 'drop_in_train' or 'keep'")
-    everything = ordered_rows(name, rows, "keep" if repeats == "keep" else "drop")
+    _check_share("val_fraction", val_fraction)
+    if consecutive_duplicates not in ("drop", "drop_in_train", "keep"):
+        raise DataError(
+            f"data.consecutive_duplicates={consecutive_duplicates!r}: must be 'drop', 'drop_in_train' or 'keep'"
+        )
+    everything = ordered_rows(name, rows, "keep" if consecutive_duplicates == "keep" else "drop")
     asked = in_order(test)
     last = (asked["user"] != asked["user"].shift(-1)).to_numpy()
     # An answer that repeats the last item of its history stays an answer.
-    history = drop_repeats(asked[~last]) if repeats == "drop" else asked[~last]
+    history = (
+        drop_consecutive_duplicates(asked[~last])
+        if consecutive_duplicates == "drop"
+        else asked[~last]
+    )
     users = np.unique(_ids(everything["user"]))
-    val_users = _draw_val_users(name, users, val_share, seed)
+    val_users = _draw_val_users(name, users, val_fraction, seed)
     validates = everything["user"].isin(val_users).to_numpy()
     dataset = assemble(
         name, everything[~validates], everything[validates], pd.concat([history, asked[last]])
     )
     cold = dataset.item_ids[dataset.num_warm :]
-    facts = {
+    statistics = {
         "interactions": len(rows) + len(test),
-        "repeats_dropped": len(rows) - len(everything) + int((~last).sum()) - len(history),
+        "consecutive_duplicates_dropped": len(rows)
+        - len(everything)
+        + int((~last).sum())
+        - len(history),
         "cold_seen_in_validation": int(np.isin(cold, _ids(everything["item"])).sum()),
     }
-    return with_facts(dataset, facts)
+    return with_statistics(dataset, statistics)
 
 
-def ordered_rows(name: str, rows: pd.DataFrame, repeats: str) -> pd.DataFrame:
+def ordered_rows(name: str, rows: pd.DataFrame, consecutive_duplicates: str) -> pd.DataFrame:
     """The rows sorted by user and time, consecutive repeats dropped unless they are kept.
 
     Raises:
-        DataError: if there are no rows, or ``repeats`` is neither "drop" nor "keep".
+        DataError: if there are no rows, or ``consecutive_duplicates`` is neither "drop" nor "keep".
     """
-    if repeats not in ("drop", "keep"):
-        raise DataError(f"data.repeats={repeats!r}: must be 'drop' or 'keep'")
+    if consecutive_duplicates not in ("drop", "keep"):
+        raise DataError(
+            f"data.consecutive_duplicates={consecutive_duplicates!r}: must be 'drop' or 'keep'"
+        )
     if not len(rows):
         raise DataError(f"{name}: no interactions are left; give more data or loosen the filters")
-    return drop_repeats(rows) if repeats == "drop" else in_order(rows)
+    return drop_consecutive_duplicates(rows) if consecutive_duplicates == "drop" else in_order(rows)
 
 
 def assemble(
@@ -314,7 +325,7 @@ def assemble(
     validates = allowed[allowed.groupby("user")["user"].transform("size") >= 2]
     for part, left, remedy in (
         ("training sequence of two items", trains, "give more data"),
-        ("validation question", validates, "raise data.val_share or give more data"),
+        ("validation question", validates, "raise data.val_fraction or give more data"),
         ("test question", test, "give more data"),
     ):
         if not len(left):
@@ -325,11 +336,11 @@ def assemble(
     user_ids = np.concatenate([train_users, np.setdiff1d(asked, train_users)])
     seen = pd.Index(user_ids)
 
-    def questions(rows: pd.DataFrame) -> Questions:
+    def questions(rows: pd.DataFrame) -> EvalSequences:
         last = (rows["user"] != rows["user"].shift(-1)).to_numpy()
         item = known.get_indexer(rows["item"])
         question: np.ndarray = np.cumsum(last) - last
-        return Questions(
+        return EvalSequences(
             user=seen.get_indexer(rows["user"][last]).astype(np.int32),
             history=Csr.from_pairs(question[~last], item[~last], int(last.sum())),
             target=item[last].astype(np.int32),
@@ -339,14 +350,14 @@ def assemble(
         seen.get_indexer(trains["user"]), known.get_indexer(trains["item"]), len(train_users)
     )
     questions_val, questions_test = questions(validates), questions(test)
-    facts = {
+    statistics = {
         "training_users_with_one_item": train["user"].nunique() - len(train_users),
         "validation_rows_of_cold_items": len(val) - len(allowed),
         "validation_users_without_question": val["user"].nunique() - len(questions_val.user),
         "warm_items_untrained": len(warm) - len(np.unique(sequences.indices)),
         "test_questions_without_history": int((questions_test.history.counts == 0).sum()),
         "test_targets_cold": int((questions_test.target >= len(warm)).sum()),
-        "test_targets_seen_before": seen_targets(questions_test),
+        "test_targets_seen_before": count_seen_targets(questions_test),
     }
     return SequenceDataset(
         name=name,
@@ -358,12 +369,12 @@ def assemble(
         content=None,
         user_ids=user_ids,
         item_ids=item_ids,
-        facts=facts,
+        statistics=statistics,
     )
 
 
-def seen_targets(questions: Questions) -> int:
-    """Questions whose answer stands in their history: certain misses if seen items are barred."""
+def count_seen_targets(questions: EvalSequences) -> int:
+    """EvalSequences whose answer stands in their history: certain misses if seen items are barred."""
     row = questions.history.row_of_entry
     return len(np.unique(row[questions.history.indices == questions.target[row]]))
 
@@ -413,18 +424,18 @@ def window_rows(train: Csr, max_length: int, which: str) -> np.ndarray:
     return np.repeat(np.arange(train.rows), number)
 
 
-def with_facts(dataset: SequenceDataset, facts: Mapping[str, int]) -> SequenceDataset:
-    """The data set with more facts, which come first."""
-    return replace(dataset, facts={**facts, **dataset.facts})
+def with_statistics(dataset: SequenceDataset, statistics: Mapping[str, int]) -> SequenceDataset:
+    """The data set with more statistics, which come first."""
+    return replace(dataset, statistics={**statistics, **dataset.statistics})
 
 
-def _draw_val_users(name: str, users: np.ndarray, val_share: float, seed: int) -> np.ndarray:
+def _draw_val_users(name: str, users: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
     # Rounded first: 0.7 * 10 must not become 6 training users by an error of the last digit.
-    training = int(np.floor(round((1 - val_share) * len(users), 9)))
+    training = int(np.floor(round((1 - val_fraction) * len(users), 9)))
     if not 0 < training < len(users):
         raise DataError(
             f"{name}: {len(users)} users before the test leave none to train or none to validate "
-            f"at data.val_share={val_share}; change it or give more data"
+            f"at data.val_fraction={val_fraction}; change it or give more data"
         )
     return np.sort(np.random.default_rng([seed, 2]).permutation(users)[training:])
 

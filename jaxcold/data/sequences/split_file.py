@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jaxcold.data.sequences.dataset import Questions, SequenceDataset
+from jaxcold.data.sequences.dataset import EvalSequences, SequenceDataset
 from jaxcold.data.sequences.split import COLD_SPLIT_ARRAYS
 from jaxcold.files import write_arrays
 from jaxcold.types import Csr, DataError
@@ -34,8 +34,8 @@ def write_sequence_split(path: str | os.PathLike, dataset: SequenceDataset) -> N
         "num_warm": np.array(dataset.num_warm),
         "user_ids": dataset.user_ids,
         "item_ids": dataset.item_ids,
-        "fact_names": np.array(list(dataset.facts), dtype=str),
-        "fact_values": np.array(list(dataset.facts.values()), np.int64),
+        "fact_names": np.array(list(dataset.statistics), dtype=str),
+        "fact_values": np.array(list(dataset.statistics.values()), np.int64),
     }
     for part, questions in (("val", dataset.val), ("test", dataset.test)):
         arrays |= {f"{part}_user": questions.user, f"{part}_target": questions.target}
@@ -148,7 +148,7 @@ def checked_dataset(
         raise DataError(f"{path}: train has {train.rows} rows for {num_users} users; {_AGAIN}")
     parts = []
     for part, limit in (("val", num_warm), ("test", num_items)):
-        questions = Questions(
+        questions = EvalSequences(
             user=arrays[f"{part}_user"].astype(np.int32),
             history=_csr(path, f"{part}_history", arrays, limit),
             target=arrays[f"{part}_target"].astype(np.int32),
@@ -169,7 +169,9 @@ def checked_dataset(
         content=None,
         user_ids=arrays["user_ids"],
         item_ids=arrays["item_ids"],
-        facts=dict(zip(arrays["fact_names"].tolist(), arrays["fact_values"].tolist(), strict=True)),
+        statistics=dict(
+            zip(arrays["fact_names"].tolist(), arrays["fact_values"].tolist(), strict=True)
+        ),
     )
     _check_pairs(path, dataset, rows)
     return dataset

@@ -234,11 +234,11 @@ def read_prepared(
         warm=np.arange(1, num_warm + 1),
         cold=np.arange(num_warm + 1, num_warm + num_cold + 1),
     )
-    facts = {"interactions": sum(map(len, (train, val, test, truth))), **dataset.facts}
+    statistics = {"interactions": sum(map(len, (train, val, test, truth))), **dataset.statistics}
     content = None
     if with_content:
         content = _read_embeddings(folder / "item_embeddings", num_warm, num_cold, published)
-    return replace(dataset, facts=facts, content=content)
+    return replace(dataset, statistics=statistics, content=content)
 
 
 def read_item_list(folder: Path, rows: int) -> np.ndarray:
