@@ -285,6 +285,9 @@ def _pad(eval_slice: EvalSlice, columns: np.ndarray, scores: np.ndarray, k: int)
     if width:
         items[:, :width] = np.where(columns < 0, -1, eval_slice.candidates[columns])
         padded[:, :width] = scores
+    if not eval_slice.list_without_history:
+        empty = eval_slice.histories.counts[eval_slice.users] == 0
+        items[empty], padded[empty] = -1, -np.inf
     return TopK(np.asarray(eval_slice.users, np.int32), items, padded)
 
 

@@ -220,6 +220,13 @@ def keep_rows(path: str | os.PathLike, wanted: Callable[[Mapping[str, Any]], boo
         write_atomic(path, b"".join(_json(row).encode() + b"\n" for row in kept))
 
 
+def replace_row(path: str | os.PathLike, number: int, row: Mapping[str, Any]) -> None:
+    """Replaces one row of a metrics.jsonl; the file is replaced whole."""
+    rows = read_rows(path)
+    rows[number] = dict(row)
+    write_atomic(path, b"".join(_json(r).encode() + b"\n" for r in rows))
+
+
 def write_results(
     workdir: str | os.PathLike,
     results: Mapping[str, Any],
