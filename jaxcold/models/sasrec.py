@@ -29,7 +29,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxcold import parallel
+from jaxcold import compat, parallel
 from jaxcold.data import packing, questions, reduction, vectors
 from jaxcold.data.batches import prefetch
 from jaxcold.data.packing import Tokens
@@ -71,7 +71,7 @@ class SASRec(nnx.Module):
         self.items = nnx.Param(start) if item_table in ("random", "content") else None
         self.delta = nnx.Param(start) if item_table == "delta" else None
         self.position = nnx.Param(INIT * jax.random.normal(rngs.params(), (max_length, dim)))
-        self.blocks = nnx.List(
+        self.blocks = compat.List(
             [Block(dim, heads, dropout, rngs=rngs, compute=compute) for _ in range(blocks)]
         )
         self.norm = nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
