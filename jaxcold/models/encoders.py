@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxcold import parallel
+from jaxcold import compat, parallel
 from jaxcold.data import content as vectors
 from jaxcold.models.layers import (
     Affine,
@@ -50,7 +50,7 @@ class ContentEncoder(nnx.Module):
         rngs: nnx.Rngs,
         compute: Compute = "float32",
     ):
-        self.modes = nnx.List([NormedDense(width, hidden, rngs=rngs) for width in widths])
+        self.modes = compat.List([NormedDense(width, hidden, rngs=rngs) for width in widths])
         self.fusion = (
             ModalityFusion(len(widths), hidden, attention_layers, rngs=rngs, compute=compute)
             if len(widths) > 1

@@ -59,6 +59,8 @@ from jax import Array, lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxcold import compat
+
 AXIS = "devices"
 Parallelism = Literal["jit", "pmap", "shard_map"]
 
@@ -340,7 +342,7 @@ def run_on_devices(
             lambda divided, part: jax.tree.map(change, part) if divided else part, split, tree
         )
 
-    pmapped = jax.pmap(
+    pmapped = compat.pmap(
         body,
         axis_name=AXIS,
         in_axes=axes(split),
