@@ -37,7 +37,7 @@ from experiments.bench import semco_step
 from jaxcold.data.pairs.batches import touched_items
 from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.models import semco
-from jaxcold.reporting.tables import peak_memory
+from jaxcold.reporting.run_log import peak_memory
 from jaxcold.train.loop import fit
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Csr, Model

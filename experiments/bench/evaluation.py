@@ -17,7 +17,7 @@ from absl import app, flags
 
 from jaxcold.eval.metrics import evaluate
 from jaxcold.eval.ranking import top_k
-from jaxcold.reporting.tables import peak_memory
+from jaxcold.reporting.run_log import peak_memory
 from jaxcold.types import Csr, EvalSlice, Representations
 
 _USERS = flags.DEFINE_integer("users", 40_000, "users to rank for", lower_bound=1)

@@ -33,7 +33,7 @@ from absl import app, flags, logging
 from experiments.bench.timing import median_times
 from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.models import semco
-from jaxcold.reporting.tables import peak_memory
+from jaxcold.reporting.run_log import peak_memory
 from jaxcold.train.step import init_state, make_step
 from jaxcold.train.transforms import adam_coupled_l2, cosine
 from jaxcold.types import Csr, Model

@@ -188,7 +188,7 @@ def _blocks(
     parts = [slice(start, min(start + block, n)) for start in range(0, n, block)]
     longest = max(int(hidden.indptr[rows.stop] - hidden.indptr[rows.start]) for rows in parts)
     spare = -len(item) % devices.n
-    placed = devices.put(np.pad(item, ((0, spare), (0, 0))) if spare else item, split=True)
+    placed = devices.put(np.pad(item, ((0, spare), (0, 0))) if spare else item, sharded=True)
     pending: list[tuple] = []
 
     def settle() -> None:

@@ -47,8 +47,6 @@ from jaxcold.types import DataError, Model, Representations, ShardingSpec
 ItemTable = Literal["random", "content", "frozen", "delta"]
 Loss = Literal["full", "sampled", "gbce"]
 
-TABLES = ("items", "delta")  # parameters with a row per item
-
 
 class SASRec(nnx.Module):
     """Positions, blocks, and what is trainable in the item table."""
@@ -387,6 +385,7 @@ def build(
         return nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0), compute)))[0]
 
     graphdef = graph("float32")  # of what is served
+    tables = {"random": ("items",), "content": ("items",), "delta": ("delta",)}.get(item_table, ())
 
     def init(seed: int) -> tuple[nnx.State, tuple[()]]:
         def fresh(content: Array | None) -> nnx.State:
@@ -402,7 +401,7 @@ def build(
         if not divided:
             return fresh(fixed.content), ()
         # A table is made in its parts.
-        places = devices.shardings(jax.eval_shape(fresh, fixed.content), TABLES)
+        places = devices.shardings(jax.eval_shape(fresh, fixed.content), tables)
         return jax.jit(fresh, out_shardings=places)(fixed.content), ()
 
     def batches(rng: np.random.Generator) -> Iterator[Tokens]:
@@ -417,7 +416,7 @@ def build(
                     tokens = packing.pad_shards(inputs, targets, devices.n)
                 else:
                     tokens = packing.pack_shards(inputs, targets, room, devices.n)
-                yield tokens if devices.mesh is None else devices.put(tokens, split=True)
+                yield tokens if devices.mesh is None else devices.put(tokens, sharded=True)
 
         return prefetch(packed())
 
@@ -471,7 +470,7 @@ def build(
     )
     split = ShardingSpec(batch=Tokens._fields)
     if divided:
-        split = split._replace(state=TABLES, fixed=("content",))
+        split = split._replace(state=tables, fixed=("content",))
     total = int(lengths.sum())
     return Model(fixed, init, bound, represent, batches, steps, total, examples, devices, split)
 

@@ -285,7 +285,7 @@ def prepare(
                 if stream:
                     own = apart(ids, items, parts, capacity).reshape(-1)
                     found = tuple(warm_rows(mode, own) for mode in range(len(modes)))
-                    features = devices.put(found, split=True)
+                    features = devices.put(found, sharded=True)
                 epoch = Epoch._make((*epoch, counter(entries), counter(capacity)))
                 yield Batch(epoch, at, features)
 

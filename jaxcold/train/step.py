@@ -34,7 +34,8 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int)
         return start(opt_state=optimizer.init(params))
     # Moments as large as a table come into being where they stay.
     shapes = jax.eval_shape(optimizer.init, params)
-    made = jax.jit(optimizer.init, out_shardings=devices.shardings(shapes, split))(params)
+    shardings = devices.shardings(shapes, split, required=False)  # without moments, no name
+    made = jax.jit(optimizer.init, out_shardings=shardings)(params)
     return devices.put(start(opt_state=made), split)
 
 
@@ -67,7 +68,7 @@ def make_step(model: Model, optimizer: optax.GradientTransformation) -> Step:
         whole = jax.tree.map(
             lambda g, divided: g if divided else parallel.sum_over_devices(g, axis),
             grads,
-            parallel.sharding_tree(grads, split.state),
+            parallel.sharding_tree(grads, split.state, required=False),
         )
         total, weight, logs = parallel.sum_over_devices((total, weight, logs), axis)
         # A batch of weight 0 moves nothing.
