@@ -16,7 +16,7 @@ from jaxcold.data.pairs.split import write_split
 from jaxcold.estimators.semco import SEMCo
 from jaxcold.models import content_knn
 from jaxcold.models.distillation import clock_of
-from jaxcold.reporting import tables as report
+from jaxcold.reporting import tables
 from jaxcold.reporting.figures import BARS
 from jaxcold.train.transforms import adam_coupled_l2, cosine, distillation
 from jaxcold.types import EvalSlice, Model, Representations
@@ -138,9 +138,9 @@ def _serve(
 TASK = Task(
     title=_title,
     headline="val/cold",
-    tables=report.CANDIDATES,
+    tables=tables.CANDIDATES,
     modes=("",),
-    columns=report.COLUMNS,
+    columns=tables.COLUMNS,
     drawn="cold",
     bars=BARS,
     compared={

@@ -22,11 +22,13 @@ from experiments import workdir as rundir
 from experiments.config import ConfigError, StoppedError
 from experiments.task import Task
 from jaxcold import parallel
+from jaxcold.eval import statistics
 from jaxcold.eval.metrics import Metrics, evaluate
 from jaxcold.eval.ranking import random_top_k, top_k
 from jaxcold.files import write_atomic
-from jaxcold.reporting import tables as report
+from jaxcold.reporting import run_log, tables
 from jaxcold.reporting.figures import figure
+from jaxcold.reporting.progress import Progress
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import Step, TrainState, init_state, make_step, place
@@ -100,7 +102,7 @@ def _run(
         shown = {name: by_seed[0], **{key: metrics[0] for key, metrics in baselines.items()}}
         figure(
             own,
-            report.read_rows(own / rundir.ROWS_FILE),
+            run_log.read_rows(own / rundir.ROWS_FILE),
             results,
             {key: metrics[f"test/{drawn}"] for key, metrics in shown.items()},
             name=name,
@@ -110,9 +112,11 @@ def _run(
             drawn=drawn,
         )
     tests = [where for where in prepared.slices if where.startswith("test/")]
-    means = {where: report.seed_means([metrics[where] for metrics in by_seed]) for where in tests}
-    report.write_users(own / rundir.USERS_FILE, means)
-    report.write_results(own, results, name=name, tables=task.tables)
+    means = {
+        where: statistics.seed_means([metrics[where] for metrics in by_seed]) for where in tests
+    }
+    run_log.write_users(own / rundir.USERS_FILE, means)
+    tables.write_results(own, results, name=name, tables=task.tables)
     parallel.barrier("done")  # nobody needs the checkpoints any more
     rundir.tidy(own)
     _show(config, workdir, results, console)
@@ -127,7 +131,7 @@ def _show(
 ) -> None:
     task = tasks.of(config)
     mode = tasks.mode_of(task, results["metrics"])
-    report.print_table(
+    tables.print_table(
         results,
         name=title(config),
         cutoff=_cutoff(config),
@@ -220,7 +224,7 @@ def train(
     *,
     label: str,
     on_step: Callable[[int, Mapping[str, float]], None] = lambda number, logs: None,
-    on_epoch: Callable[[int, TrainState, report.Progress], bool] = lambda epoch, state, bar: False,
+    on_epoch: Callable[[int, TrainState, Progress], bool] = lambda epoch, state, bar: False,
     state: TrainState | None = None,
     **saving: Any,
 ) -> TrainState:
@@ -243,7 +247,7 @@ def train(
         """Examples behind the first steps."""
         return step * examples // max(steps, 1)
 
-    with report.Progress(
+    with Progress(
         label,
         total=examples * epochs,
         unit="items",
@@ -289,9 +293,9 @@ def validate(run: Run, seed: int, *, label: str, on_score: Callable[[int, float]
     def score(state: TrainState) -> float:
         vectors = run.model.represent(state.params, state.extra, "val")
         metrics = {where: evaluate_on(run, vectors, where)}
-        return report.flatten(metrics)[headline(run.config)]
+        return statistics.flatten(metrics)[headline(run.config)]
 
-    def on_epoch(epoch: int, state: TrainState, progress: report.Progress) -> bool:
+    def on_epoch(epoch: int, state: TrainState, progress: Progress) -> bool:
         if teacher < epoch < epochs:
             on_score(epoch - teacher, score(state))
         return False
@@ -368,8 +372,8 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
             say(f"seed {seed}: goes on from step {first}")
         # Rows beyond the checkpoint come again.
         path = workdir / rundir.ROWS_FILE
-        report.keep_rows(path, lambda row: row["seed"] != seed or row["step"] <= first)
-        rows = report.read_rows(path) if path.exists() else []
+        run_log.keep_rows(path, lambda row: row["seed"] != seed or row["step"] <= first)
+        rows = run_log.read_rows(path) if path.exists() else []
         known = {(row["step"], _final(row)) for row in rows if row["seed"] == seed}
 
         def seconds() -> float:
@@ -384,14 +388,14 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
             if number % 10 == 0:
                 log(number, {f"train/{name}": value for name, value in finite.items()})
 
-        def on_epoch(epoch: int, state: TrainState, progress: report.Progress) -> bool:
+        def on_epoch(epoch: int, state: TrainState, progress: Progress) -> bool:
             nonlocal ended
             # Without patience the last epoch is validated with the test, at the end.
             if epoch % config.train.eval_every == 0 and (watched or epoch < epochs):
                 vectors = model.represent(state.params, state.extra, "val")
                 metrics = {where: evaluate_on(run, vectors, where)}
                 progress.say(record(epoch, metrics))
-                score = report.flatten(metrics)[headline_name]
+                score = statistics.flatten(metrics)[headline_name]
                 if watched and score > best.get("score", -math.inf):
                     best.update(score=score, epoch=epoch)
                 if patience is not None:
@@ -402,7 +406,7 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
             return best["epoch"] * steps if best else None
 
         def record(epoch: int, metrics: BySlice) -> str:
-            values = report.flatten(metrics)
+            values = statistics.flatten(metrics)
             row = {
                 "seed": seed,
                 "epoch": epoch,
@@ -413,7 +417,7 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
                 **values,
             }
             if (row["step"], _final(row)) not in known:
-                report.append_row(path, row)
+                run_log.append_row(path, row)
                 log(epoch * steps, {k: v for k, v in values.items() if math.isfinite(v)})
             measured.clear()
             return (
@@ -445,7 +449,7 @@ def _train(run: Run, seed: int) -> tuple[BySlice, float]:
                     f"stopped at step {int(state.step)} of seed {seed}; the same command goes on"
                 )
 
-        log = stack.enter_context(report.tensorboard(workdir / "tb" / f"seed_{seed}", first=first))
+        log = stack.enter_context(run_log.tensorboard(workdir / "tb" / f"seed_{seed}", first=first))
         try:
             if steps and not ended:
                 with _asked_to_stop() as asked:
@@ -524,8 +528,8 @@ def _baselines(run: Run) -> dict[str, list[BySlice]]:
 
 
 def _summary(by_seed: list[BySlice]) -> dict[str, Any]:
-    flat = [report.flatten(metrics) for metrics in by_seed]
-    return report.summarise({name: [values[name] for values in flat] for name in flat[0]})
+    flat = [statistics.flatten(metrics) for metrics in by_seed]
+    return statistics.summarise({name: [values[name] for values in flat] for name in flat[0]})
 
 
 def _results(
@@ -542,17 +546,17 @@ def _results(
             f"{where}/{name}": test
             for where in map("test/{}".format, run.task.tables)
             if where in run.slices and "content_knn" in baselines
-            for name, test in report.compare(
+            for name, test in statistics.compare(
                 [m[where] for m in by_seed],
                 [m[where] for m in baselines["content_knn"]],
                 [f"ndcg@{cutoff}", f"recall@{cutoff}"],
             ).items()
         },
         "seconds": seconds,
-        "peak_memory_bytes": report.peak_memory(),
+        "peak_memory_bytes": run_log.peak_memory(),
     }
     if "oracle" in summaries:
         # The oracle ranks items that nobody has taken yet; it knows nothing of popularity.
-        shares = report.share_of_oracle(metrics, summaries["oracle"])
+        shares = statistics.share_of_oracle(metrics, summaries["oracle"])
         results["share_of_oracle"] = {k: v for k, v in shares.items() if "/cold" in k}
     return results

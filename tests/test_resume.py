@@ -21,7 +21,8 @@ from experiments import workdir as rundir
 from experiments.bench.kill_resume import outcome
 from experiments.bench.toy import write_mmrec
 from jaxcold.data.pairs.load import load
-from jaxcold.reporting import tables as report
+from jaxcold.reporting import run_log
+from jaxcold.reporting.progress import Progress
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.step import TrainState, init_state
 from jaxcold.types import DataError
@@ -52,7 +53,7 @@ def config_of(root, model="semco", every=3, **train):
 def cut_after(monkeypatch, steps):
     """The power fails after that many steps of this process, whatever they are of."""
     left = [steps]
-    advance = report.Progress.advance
+    advance = Progress.advance
 
     def counted(self, items, loss):
         advance(self, items, loss)
@@ -60,7 +61,7 @@ def cut_after(monkeypatch, steps):
         if left[0] == 0:
             raise PowerCut
 
-    monkeypatch.setattr(report.Progress, "advance", counted)
+    monkeypatch.setattr(Progress, "advance", counted)
 
 
 def cut_run(monkeypatch, steps, config, folder):
@@ -192,7 +193,7 @@ def test_the_best_checkpoint_is_left_when_asked_for(data, tmp_path):
         config.checkpoint.update(keep=1, keep_best=True)
         config.seeds = (0,)
     runner.run(config, tmp_path / "run")
-    rows = report.read_rows(tmp_path / "run" / "metrics.jsonl")
+    rows = run_log.read_rows(tmp_path / "run" / "metrics.jsonl")
     scores = {row["step"]: row["val/cold/ndcg@5"] for row in rows}
     best = max(scores, key=scores.get)
     assert best < max(scores)  # or the newest would do
