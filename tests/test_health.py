@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_resume import ROOT, a_state, assert_state, config_of
+from test_checkpoint import a_state, assert_state
+from test_resume import ROOT, config_of
 
 from experiments import config as base
 from experiments import main, runner
