@@ -112,7 +112,7 @@ def table(found: Mapping[str, Any]) -> pd.DataFrame:
         }
         test = found["tests"].get(name)
         against = {
-            "NDCG less the first": f"{test['difference']:+.4f}" if test else "",
+            "difference": f"{test['difference']:+.4f}" if test else "",
             "p (users)": format_number(test["p"], ".2g") if test else "",
             "p (seeds)": format_number(test["p_seeds"], ".2g") if test else "",
         }
@@ -127,8 +127,8 @@ def write(found: Mapping[str, Any], workdir: pathlib.Path) -> None:
     lines = table(found).to_markdown(index=False, disable_numparse=True)
     text = f"""# Runs at cut-off {cutoff}
 
-Mean ± standard deviation over seeds; {found["where"]} unless said otherwise. Both p are two-sided
-tests of that NDCG against the first row, not corrected for the number of tests.
+Mean ± standard deviation over seeds; {found["where"]} unless said otherwise. Difference: of
+that NDCG from the first row's. Both p are two-sided and not corrected for the number of tests.
 
 - p (users): paired t-test over users, values averaged over seeds. It holds given these seeds: would
   these trained models differ for other users?
@@ -169,7 +169,12 @@ def run(folders: Sequence[str], workdir: pathlib.Path) -> None:
     rows = table(found)
     # The columns that fit into 80 characters; compare.md has them all.
     columns = ["method", "NDCG", "warm NDCG", *rows.columns[-3:]]
-    shown = Table(title=f"Test at {found['cutoff']}", title_justify="left", box=SIMPLE_HEAD)
+    shown = Table(
+        title=f"Test at {found['cutoff']}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for column in columns:
         side: Any = "left" if column == "method" else "right"
         shown.add_column(column, justify=side, overflow="fold")
