@@ -20,14 +20,12 @@ Expected  test, all items compete, mean of five runs in the paper (HR@10 | NDCG@
 
 from ml_collections import config_dict
 
-from experiments import config as base
+from experiments import config
 
 
 def get_config(model: str = "sasrec_delta") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.config` for every field."""
-    config = base.get_sequence_config(model, dataset="amazon-m2", about=__doc__ or "")
-    config.data.layout = "amazon_m2"
-    config.data.published = "https://kddcup23.github.io"
-    if model != "content_knn":
-        config.model.dim = 64
-    return config
+    """The configuration; `experiments.config` explains the fields."""
+    c = config.get_config(model, dataset="amazon-m2", about=__doc__ or "", kinds=("sequences",))
+    c.data.layout = "amazon_m2"
+    c.data.published = "https://kddcup23.github.io"
+    return c

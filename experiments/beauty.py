@@ -23,23 +23,16 @@ Expected  test, all items compete, mean of five runs in the paper (HR@10 | NDCG@
 
 from ml_collections import config_dict
 
-from experiments import config as base
-
-# For semco: sparsemax has the best of 2, 5, 10, 20 and 40 on cold validation items; entmax15 the
-# value of citeulike-a.
-TUNED = {"fenchel_young": {"entmax15": (1.25, 1e-4), "sparsemax": (20.0, 1e-4)}}
+from experiments import config
 
 
 def get_config(model: str = "sasrec_delta") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.config` for every field."""
-    if model == "semco":
-        config = base.get_config(
-            model, dataset="amazon-beauty", about=__doc__ or "", tuned=TUNED, offline={}, online={}
-        )
-        config.model.gradient = "fenchel_young"
-        config.data.duplicates = "drop"  # a user may have an item twice
-        config.data.allow_unused = True
-        return config
-    config = base.get_sequence_config(model, dataset="amazon-beauty", about=__doc__ or "")
-    config.data.published = "https://jmcauley.ucsd.edu/data/amazon/links.html"
-    return config
+    """The configuration; `experiments.config` explains the fields."""
+    c = config.get_config(
+        model, dataset="amazon-beauty", about=__doc__ or "", kinds=("sequences", "pairs")
+    )
+    c.data.published = "https://jmcauley.ucsd.edu/data/amazon/links.html"
+    if c.data.kind == "pairs":
+        c.data.duplicates = "drop"  # a user may have an item twice
+        c.data.allow_unused = True
+    return c

@@ -13,49 +13,12 @@ Expected  see README.md, which has the table of five seeds for every map
 
 from ml_collections import config_dict
 
-from experiments import config as base
-from experiments import onion
-
-# The exact gradient's temperatures were chosen by cold-validation NDCG@20 after 4 epochs of one
-# seed (content=files): sparsemax among 4, 5, 6 (.2020, .2030, .2012), entmax15 among 1, 1.25, 1.5
-# (.1957, .2024, .2022).
-TUNED = {
-    "autodiff": {
-        "softmax": (0.15, 1e-4),
-        "entmax15": (2.0, 1e-4),
-        "sparsemax": (12.0, 1e-4),
-    },
-    "fenchel_young": {"entmax15": (1.25, 1e-4), "sparsemax": (5.0, 1e-4)},
-}
-
-# The authors' values for onion, the teacher's temperature among them; those of the offline
-# sparsemax student are the best of 12 trials by cold-validation NDCG@20 (seed 0, content=files).
-OFFLINE = {
-    "softmax": {**onion.OFFLINE["softmax"], "teacher_tau": 0.1},
-    "entmax15": {**onion.OFFLINE["entmax15"], "teacher_tau": 2.0},
-    "sparsemax": {"lam": 1.0, "omega": 8.0, "tau": 8.0, "positives": 10, "teacher_tau": 10.0},
-}
-# They have no online softmax: it is their offline student's, learning beside its teacher.
-ONLINE = {
-    **onion.ONLINE,
-    "softmax": {**OFFLINE["softmax"], "l2": 1e-4, "ema": 0.5, "epochs": 15, "warmup_epochs": 1},
-}
+from experiments import config
 
 
 def get_config(model: str = "semco") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.config` for every field."""
-    config = base.get_config(
-        model,
-        dataset="citeulike-a",
-        about=__doc__ or "",
-        tuned=TUNED,
-        offline=OFFLINE,
-        online=ONLINE,
-    )
-    if model == "semco":
-        config.model.gradient = (
-            "fenchel_young"  # with sparsemax ahead of all else on cold validation
-        )
-    config.data.content = "raw"
-    config.data.published = "https://github.com/js05212/citeulike-a"
-    return config
+    """The configuration; `experiments.config` explains the fields."""
+    c = config.get_config(model, dataset="citeulike-a", about=__doc__ or "")
+    c.data.content = "raw"
+    c.data.published = "https://github.com/js05212/citeulike-a"
+    return c

@@ -16,54 +16,12 @@ Expected  cold test, all cold items compete, mean of five runs in the paper:
 
 from ml_collections import config_dict
 
-from experiments import config as base
-
-# Temperature and L2 of the authors' published scripts; they belong to gradient="autodiff".
-TUNED = {
-    "autodiff": {
-        "softmax": (0.2, 0.005),
-        "entmax15": (2.5, 0.005),
-        "sparsemax": (12.0, 0.001),
-    },
-}
-
-# The student's values in the authors' published scripts.
-OFFLINE = {
-    "softmax": {"lam": 1.0, "omega": 0.1, "tau": 0.3, "positives": 15},
-    "entmax15": {"lam": 1.0, "omega": 1.5, "tau": 4.0, "positives": 10},
-    "sparsemax": {"lam": 5.0, "omega": 6.0, "tau": 16.0, "positives": 5},
-}
-ONLINE = {
-    "entmax15": {
-        "lam": 1.0,
-        "l2": 0.0001,
-        "ema": 0.0,
-        "omega": 3.0,
-        "tau": 4.0,
-        "epochs": 15,
-        "warmup_epochs": 5,
-        "positives": 5,
-        "teacher_tau": 2.5,
-    },
-    "sparsemax": {
-        "lam": 5.0,
-        "l2": 0.0001,
-        "ema": 0.9,
-        "omega": 6.0,
-        "tau": 16.0,
-        "epochs": 25,
-        "warmup_epochs": 1,
-        "positives": 10,
-        "teacher_tau": 14.0,
-    },
-}
+from experiments import config
 
 
 def get_config(model: str = "semco") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.config` for every field."""
-    config = base.get_config(
-        model, dataset="clothing", about=__doc__ or "", tuned=TUNED, offline=OFFLINE, online=ONLINE
-    )
-    config.data.modes = ("text",)
-    config.data.published = "https://github.com/enoche/MMRec (see its data folder)"
-    return config
+    """The configuration; `experiments.config` explains the fields."""
+    c = config.get_config(model, dataset="clothing", about=__doc__ or "")
+    c.data.modes = ("text",)
+    c.data.published = "https://github.com/enoche/MMRec (see its data folder)"
+    return c

@@ -16,10 +16,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments import finished, main, runner
-from experiments import task as tasks
-from experiments import workdir as rundir
-from experiments.config import ConfigError
+from experiments import finished, main
+from experiments.config import differences, flat
+from experiments.method import ConfigError
+from experiments.setup import cutoff_of, title
 from jaxcold.eval import statistics
 from jaxcold.files import write_atomic
 from jaxcold.reporting.run_log import to_json
@@ -27,7 +27,7 @@ from jaxcold.reporting.tables import format_number
 
 # What tells runs apart; where they lie and for how long they took does not.
 TELLING = ("model.", "train.", "data.content", "data.modes")
-SILENT = ("model.name", "model.alpha", "model.tuned.", "model.teacher")
+SILENT = ("model.name", "model.alpha", "model.teacher")
 
 
 def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
@@ -46,11 +46,11 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
     """
     runs = finished.read(folders)
     task = runs[0].task
-    people = [run.people() for run in runs]
+    per_user = [run.per_user() for run in runs]
     cutoffs = set.intersection(*({*run.config["eval"]["cutoffs"]} for run in runs))
     if not cutoffs:
         raise ConfigError("the runs have no cut-off in common; run them with one eval.cutoffs")
-    cutoff = runner.cutoff_of(cutoffs)
+    cutoff = cutoff_of(cutoffs)
     names = _names([run.config for run in runs])
     metric = f"ndcg@{cutoff}"
     by_seed = [run.values(metric) for run in runs]
@@ -71,9 +71,9 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
             for name, run in zip(names, runs, strict=True)
         },
         "tests": {
-            name: statistics.paired(per_user, people[0], [metric])[metric]
+            name: statistics.paired(users, per_user[0], [metric])[metric]
             | {"p_seeds": statistics.compare_seeds(values, by_seed[0])}
-            for name, per_user, values in zip(names[1:], people[1:], by_seed[1:], strict=True)
+            for name, users, values in zip(names[1:], per_user[1:], by_seed[1:], strict=True)
         },
     }
 
@@ -86,18 +86,20 @@ def _entry(metrics: Mapping[str, Any], name: str) -> dict[str, float]:
 
 def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Model and map of each run, and the fields by which runs of the same differ."""
-    titles = [tasks.title(c["model"]) for c in configs]
+    titles = [title(c) for c in configs]
     names = []
-    for title, config in zip(titles, configs, strict=True):
-        alike = [c for t, c in zip(titles, configs, strict=True) if t == title]
-        fields = sorted({field for other in alike for field in rundir.differences(config, other)})
-        told = rundir.flat(config)
-        said = [
-            f"{field.rpartition('.')[2]} {told[field]}"
+    for name, config in zip(titles, configs, strict=True):
+        alike = [c for t, c in zip(titles, configs, strict=True) if t == name]
+        fields = sorted(
+            {field for other in alike for field in differences(flat(config), flat(other))}
+        )
+        values = flat(config)
+        shown = [
+            f"{field.rpartition('.')[2]} {values[field]}"
             for field in fields
-            if field.startswith(TELLING) and not field.startswith(SILENT) and field in told
+            if field.startswith(TELLING) and not field.startswith(SILENT) and field in values
         ]
-        names.append(title + (f" ({', '.join(said)})" if said else ""))
+        names.append(name + (f" ({', '.join(shown)})" if shown else ""))
     return [name if names.count(name) == 1 else f"{name} #{i}" for i, name in enumerate(names, 1)]
 
 
@@ -147,12 +149,14 @@ def _picture(found: Mapping[str, Any]) -> bytes:
 
     names = list(found["runs"])
     canvas = Figure(figsize=(11, 1.2 + 0.45 * len(names)), dpi=110, layout="constrained")
-    for axis, title in zip(canvas.subplots(1, 2, sharey=True), ("NDCG", "warm NDCG"), strict=True):
-        entries = [found["runs"][name][title] for name in names]
+    for axis, heading in zip(
+        canvas.subplots(1, 2, sharey=True), ("NDCG", "warm NDCG"), strict=True
+    ):
+        entries = [found["runs"][name][heading] for name in names]
         means, spread = ([entry[k] for entry in entries] for k in ("mean", "std"))
         axis.errorbar(means, np.arange(len(names)), xerr=spread, fmt="o", capsize=3)
-        where = found["where"] if title == "NDCG" else "test"
-        axis.set_title(f"{title}@{found['cutoff']}, {where}")
+        where = found["where"] if heading == "NDCG" else "test"
+        axis.set_title(f"{heading}@{found['cutoff']}, {where}")
         axis.set_yticks(range(len(names)), names)
         axis.grid(axis="x", color="#dddddd", linewidth=0.7)
         axis.spines[["top", "right"]].set_visible(False)

@@ -18,9 +18,9 @@ import pandas as pd
 from absl import app
 from rich.console import Console
 
-from experiments import finished, main, runner
-from experiments import task as tasks
-from experiments.config import ConfigError
+from experiments import finished, main
+from experiments.method import ConfigError
+from experiments.setup import cutoff_of, title
 from jaxcold.data.sequences import batches as packing
 from jaxcold.files import write_atomic
 from jaxcold.types import Csr
@@ -59,12 +59,12 @@ def _answered(run: finished.Finished) -> Answered:
         raise ConfigError(
             f"{run.folder}: not a finished run of a sequential model; name the --workdir of one"
         )
-    cutoff = runner.cutoff_of(run.config["eval"]["cutoffs"])
-    people = run.people()
+    cutoff = cutoff_of(run.config["eval"]["cutoffs"])
+    per_user = run.per_user()
     ndcg = np.zeros(len(split["test_target"]))
-    ndcg[people["users"]] = people[f"ndcg@{cutoff}"]
+    ndcg[per_user["users"]] = per_user[f"ndcg@{cutoff}"]
     return Answered(
-        tasks.title(run.config["model"]),
+        title(run.config),
         run.config["model"],
         run.results["metrics"],
         cutoff,

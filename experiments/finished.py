@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import task as tasks
-from experiments import workdir as rundir
-from experiments.config import ConfigError
+from experiments import workdir as workdirs
+from experiments.method import ConfigError
 from experiments.task import Task
 from jaxcold.reporting import run_log
 
@@ -33,20 +33,19 @@ class Finished(NamedTuple):
         return tasks.mode_of(self.task, self.results["metrics"])
 
     def values(self, metric: str) -> list[float]:
-        """A test metric such as "ndcg@20" of every seed, on the slice of `people`."""
+        """A test metric such as "ndcg@20" of every seed, on the slice of `per_user`."""
         entry = self.results["metrics"].get(f"test/{self.mode}{self.task.drawn}/{metric}", {})
         values = entry.get("values", ())
         return [float("nan") if value is None else value for value in values]
 
-    def people(self) -> dict[str, np.ndarray]:
-        """NDCG and more by "users", who are the same in every run of the split.
+    def per_user(self) -> dict[str, np.ndarray]:
+        """NDCG and more by "users", who have the same numbers in every run of the split.
 
         Raises:
             DataError: if the file with them cannot be read.
         """
         name = f"test/{self.mode}{self.task.drawn}"
-        found = run_log.read_users(self.folder / rundir.USERS_FILE, name)
-        return found | {"users": self.task.person(found["users"], self.split)}
+        return run_log.read_users(self.folder / workdirs.USERS_FILE, name)
 
 
 def read(folders: Sequence[pathlib.Path]) -> list[Finished]:
@@ -68,15 +67,15 @@ def read(folders: Sequence[pathlib.Path]) -> list[Finished]:
         ):
             raise ConfigError(
                 f"{run.folder}: has another split than {first.folder}; run it with "
-                f"--config.data.split_file={first.folder / rundir.SPLIT_FILE}"
+                f"--config.data.split_file={first.folder / workdirs.SPLIT_FILE}"
             )
     return runs
 
 
 def _read(folder: pathlib.Path) -> Finished:
     try:
-        results = json.loads((folder / rundir.RESULTS_FILE).read_text())
-        with np.load(folder / rundir.SPLIT_FILE, allow_pickle=False) as split:
+        results = json.loads((folder / workdirs.RESULTS_FILE).read_text())
+        with np.load(folder / workdirs.SPLIT_FILE, allow_pickle=False) as split:
             return Finished(folder, results, dict(split), tasks.of(results["config"]))
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(f"{folder}: not a finished run ({error}); name its --workdir") from None

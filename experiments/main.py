@@ -22,7 +22,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from experiments import config as base
+from experiments import config as configs
+from experiments import method as methods
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="FILE.py[:MODEL]")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results; made where it is absent.")
@@ -62,7 +63,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         sys.unraisablehook = _unless_known(sys.__unraisablehook__)
         # A config file that cannot be loaded says so when its fields are first asked for.
         if CONFIG.value is not None:
-            base.names(CONFIG.value)
+            configs.names(CONFIG.value)
         return rest
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         names = _names(argv)
@@ -93,7 +94,7 @@ def _names(argv: Sequence[str]) -> list[str]:
     sys.argv = [argv[0], *(a for a in argv[1:] if a.startswith("--config="))]
     try:
         flags.FLAGS(sys.argv)
-        return base.names(CONFIG.value)
+        return configs.names(CONFIG.value)
     except Exception:
         return []
 
@@ -132,7 +133,7 @@ def command(argv: Sequence[str], job: Job) -> int:
             if COORDINATOR.value is None:
                 raise
             return stop(f"another host has ended, or cannot be reached: {_one_line(error)}")
-    except base.StoppedError as stopped:
+    except configs.StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED
     finally:
@@ -142,7 +143,7 @@ def command(argv: Sequence[str], job: Job) -> int:
 
 def _asked_to_stop(*_: object) -> None:
     """SIGTERM where there is no state of a training to save; `experiments.runner` has its own."""
-    raise base.StoppedError("stopped; the same command goes on")
+    raise configs.StoppedError("stopped; the same command goes on")
 
 
 def of_system(error: OSError) -> str:
@@ -157,7 +158,7 @@ def of_system(error: OSError) -> str:
 
 
 def _train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
-    resolved = base.resolve(config)
+    resolved = configs.resolve(config)
     _start_hosts()
     from experiments import runner  # slow to import: the flags are known to be good now
 
@@ -173,17 +174,19 @@ def _start_hosts() -> None:
     where, hosts, host = COORDINATOR.value, HOSTS.value, HOST.value
     if where is None:
         if hosts is not None or host is not None:
-            raise base.ConfigError("--hosts and --host need --coordinator=HOST:PORT")
+            raise methods.ConfigError("--hosts and --host need --coordinator=HOST:PORT")
         return
     from jaxcold import parallel
 
     if where == "cluster":
         if hosts is not None or host is not None:
-            raise base.ConfigError("--coordinator=cluster knows --hosts and --host; leave them out")
+            raise methods.ConfigError(
+                "--coordinator=cluster knows --hosts and --host; leave them out"
+            )
         parallel.initialize_hosts()
         return
     if hosts is None or host is None or host >= hosts or not re.fullmatch(r"[^:]+:\d+", where):
-        raise base.ConfigError(
+        raise methods.ConfigError(
             f"--coordinator={where}: give HOST:PORT, or cluster, with --hosts=N and --host from 0 "
             "to N - 1"
         )

@@ -14,13 +14,11 @@ Expected  15 of the 166 test targets are cold: a check that everything runs, not
 
 from ml_collections import config_dict
 
-from experiments import config as base
+from experiments import config
 
 
 def get_config(model: str = "sasrec_delta") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.config` for every field."""
-    config = base.get_sequence_config(model, dataset="ml-100k", about=__doc__ or "")
-    config.data.published = "https://grouplens.org/datasets/movielens/100k/"
-    if model != "content_knn":
-        config.model.dim = 64
-    return config
+    """The configuration; `experiments.config` explains the fields."""
+    c = config.get_config(model, dataset="ml-100k", about=__doc__ or "", kinds=("sequences",))
+    c.data.published = "https://grouplens.org/datasets/movielens/100k/"
+    return c

@@ -3,19 +3,18 @@ r"""Searches the values of a config by cold validation, then trains the best on 
 python -m experiments.search --config=experiments/citeulike.py:semco_online --trials=80 \
     --workdir=runs/search
 
-What is searched: every tunable field (experiments/base.py) that the config leaves unset; a field
-that a flag sets stays where it is. A trial is one run of the first seed, scored by cold-validation
-NDCG; the pairs of the test sets are dropped before the first one. The same command continues a
+What is searched: every field with a range (experiments/models/NAME.py) that the config leaves
+unset; a field that a flag sets stays where it is. A trial is one run of the first seed, scored by
+NDCG on validation; the test sets are dropped before the first one. The same command continues a
 search that was cut off, and several processes with that command share one. The last of them to
 finish trains the best values on all seeds in WORKDIR/best, where test is looked at once.
 
 Reference: Meehan and Pauwels, Sparse Contrastive Learning for Content-Based Cold Item
-Recommendation, SIGIR 2026, section 4.1.4, and the ranges that its authors published.
+Recommendation, SIGIR 2026, section 4.1.4.
 """
 
 import fcntl
 import io
-import json
 import math
 import pathlib
 import time
@@ -29,12 +28,15 @@ from absl import app, flags
 from ml_collections import config_dict
 from rich.console import Console
 
-from experiments import config as base
+from experiments import config as configs
 from experiments import main, runner
-from experiments import workdir as rundir
-from experiments.config import ConfigError
-from jaxcold.data.pairs.load import load
+from experiments import method as methods
+from experiments import task as tasks
+from experiments import workdir as workdirs
+from experiments.method import ConfigError
+from experiments.setup import headline, make_setup
 from jaxcold.files import write_atomic
+from jaxcold.train.loop import DivergedError
 
 try:
     import optuna
@@ -56,68 +58,25 @@ START_TRIALS = 20
 # nor in its first epochs.
 FREE_TRIALS, FREE_EPOCHS = 5, 3
 
-# The authors' ranges.
-RANGES: Mapping[str, Sequence[float]] = {
-    "l2": (0.0, 1e-5, 1e-4, 5e-4, 1e-3),
-    "lam": (0.1, 0.5, 1.0, 2.0, 5.0),
-    "positives": (5, 10, 15),
-    "ema": (0.0, 0.5, 0.9, 0.99),
-    "warmup_epochs": (0, 1, 3, 5),
-    "epochs": (15, 20, 25),
-}
-OMEGA: Mapping[str, Sequence[float]] = {
-    "softmax": (0.1, 0.125, 0.15, 0.2, 0.25, 0.3),
-    "entmax15": (1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
-    "sparsemax": (6.0, 8.0, 10.0, 12.0, 14.0, 16.0),
-}
-# Their temperatures belong to their gradient. The exact one acts less sharply: ours for it.
-TAU: Mapping[str, Mapping[str, Sequence[float]]] = {
-    "autodiff": {
-        "softmax": (0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5),
-        "entmax15": (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0),
-        "sparsemax": (6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0),
-    },
-    "fenchel_young": {
-        "entmax15": (0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0),
-        "sparsemax": (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0),
-    },
-}
-
-Values = Mapping[str, float]
+Values = Mapping[str, Any]
 
 
-def space(config: config_dict.ConfigDict) -> dict[str, list[float]]:
-    """What to try: field ("epochs" or one of `base.TUNABLE`) to its values, ascending.
+def space(config: config_dict.ConfigDict) -> dict[str, list[Any]]:
+    """What to try: field to its values, ascending; the config's own tuned value is among them.
 
-    The config's own tuned value is among them. A teacher that is trained first is a base model
-    with a search of its own: its l2 and temperature stay.
+    Fields are named as in `experiments.method`: "tau", "train.epochs".
 
     Raises:
-        ConfigError: for a map without ranges, or when nothing is left to search.
+        ConfigError: for a method without ranges, or when nothing is left to search.
     """
-    if config.model.name not in base.MODELS:
-        raise ConfigError(
-            f"model {config.model.name!r} has no ranges to search; name a config of "
-            + ", ".join(base.MODELS)
-        )
-    model, (gradient, name) = config.model, base.map_of(config)
-    if gradient not in TAU:
-        raise ConfigError(f"config.model.gradient: one of {', '.join(TAU)}, not {gradient!r}")
-    if name not in TAU[gradient]:
-        raise ConfigError(
-            f"config.model.alpha: {model.alpha:g} has no ranges to search; use 1 (softmax), 1.5 "
-            "(entmax15) or 2 (sparsemax)"
-        )
-    tau = TAU[gradient][name]
-    ranges = {**RANGES, "omega": OMEGA[name], "tau": tau, "teacher_tau": tau}
-    unset = [field for field in base.TUNABLE if field in model and model[field] is None]
-    if model.name == "semco_offline":
-        unset = [field for field in unset if field not in ("l2", "teacher_tau")]
-    if config.train.epochs is None:
-        unset.append("epochs")
+    method = methods.find(config.model.name)
+    ranges = method.search_space(config)
+    if not ranges:
+        raise ConfigError(f"model {config.model.name!r} has no ranges to search")
+    unset = [field for field in ranges if methods.get(config, field) is None]
     if not unset:
         raise ConfigError("flags set every field that could be searched; leave some of them out")
-    own = base.tuned(config)
+    own = method.tuned(config)
     return {field: sorted({*ranges[field], own.get(field, ranges[field][0])}) for field in unset}
 
 
@@ -125,8 +84,8 @@ def with_values(config: config_dict.ConfigDict, values: Values) -> config_dict.C
     """A resolved copy of the config with those values."""
     c = config.copy_and_resolve_references()
     for field, value in values.items():
-        (c.train if field == "epochs" else c.model)[field] = value
-    return base.resolve(c)
+        methods.assign(c, field, value)
+    return configs.resolve(c)
 
 
 def search(
@@ -157,8 +116,9 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console = Console()
     # First of all, so that no trial can look at them.
-    dataset = load(**config.data.to_dict()).without_tests()
-    slices = {"val/cold": dataset.split.slices()["val/cold"]}
+    task = tasks.of(config)
+    dataset = task.without_tests(task.load(config))
+    slices = {task.headline: task.slices(config, dataset)[task.headline]}
 
     def objective(trial: optuna.Trial) -> float:
         values = {field: trial.suggest_categorical(field, ranges[field]) for field in ranges}
@@ -178,15 +138,15 @@ def search(
                 raise optuna.TrialPruned
 
         chosen = with_values(config, values)
-        run = runner.setup(chosen, dataset, slices, workdir, console)
+        setup = make_setup(chosen, dataset, slices, workdir, workdir, console)
         label = f"trial {trial.number}"
         try:
-            return runner.validate(run, chosen.seeds[0], label=label, on_score=on_score)
-        except runner.DivergedError as error:
+            return runner.validate(setup, chosen.seeds[0], label=label, on_score=on_score)
+        except DivergedError as error:
             console.print(f"{label}: {error}", highlight=False)
             raise optuna.TrialPruned from None
 
-    identity = json.loads(config.to_json()) | {"sampler": sampler, "ranges": ranges}
+    identity = configs.identity(configs.plain(config)) | {"sampler": sampler, "ranges": ranges}
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK_FILE, "a") as lock:
         alone = _alone(lock)
@@ -195,7 +155,7 @@ def search(
         study = _open(workdir, identity, alone=alone, overwrite=overwrite)
         fresh = alone and not study.trials
         study.sampler = _sampler(sampler, ranges, seed=0 if fresh else None)
-        own = base.tuned(config)
+        own = methods.find(config.model.name).tuned(config)
         if fresh and sampler != "grid" and ranges.keys() <= own.keys():
             study.enqueue_trial({field: own[field] for field in ranges})  # the values to beat
         while True:
@@ -265,7 +225,7 @@ def _open(
         raise ConfigError(
             f"{workdir / STUDY_FILE}: cannot be read ({reason}); delete it or name another folder"
         ) from None
-    changed = rundir.differences(identity, study.user_attrs.get("config", identity))
+    changed = configs.differences(identity, study.user_attrs.get("config", identity))
     if changed and not (overwrite and alone):
         raise ConfigError(
             f"--workdir={workdir} holds a search with another config ({', '.join(changed[:3])} "
@@ -343,17 +303,19 @@ def _finish(
         raise ConfigError(
             f"no trial came to its end (see {workdir / TABLE_FILE}): lower train.learning_rate"
         )
-    _figure(workdir, study, runner.headline(config))
+    _figure(workdir, study, headline(config))
     console.print(
         f"best of {len(study.get_trials(states=COUNTED))} trials: trial {best.number} with "
-        f"{runner.headline(config)} {best.value:.4f}",
+        f"{headline(config)} {best.value:.4f}",
         highlight=False,
     )
-    flags_of = {f: f"train.{f}" if f == "epochs" else f"model.{f}" for f in best.params}
-    console.print(" ".join(f"--config.{flags_of[f]}={v:g}" for f, v in best.params.items()))
+    flags = (f"--{methods.flag(field)}={value:g}" for field, value in best.params.items())
+    console.print(" ".join(flags))
     chosen, folder = with_values(config, best.params), workdir / BEST
     # A cut run of these values goes on; one of other values gives way.
-    other = rundir.held(folder) not in (None, json.loads(chosen.to_json()))
+    older = workdirs.config_of(folder)
+    wanted = configs.identity(configs.plain(chosen))
+    other = older is not None and configs.identity(older) != wanted
     runner.run(chosen, folder, overwrite=other)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from experiments.config import ConfigError
+from experiments.config import differences, identity, plain
+from experiments.method import ConfigError
 from jaxcold.files import clear_partial, write_atomic
 
 CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
@@ -27,10 +28,12 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> 
     """
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file; name a folder")
-    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"--workdir={workdir}: {there} may not be written; name another folder")
-    changed = differences(config, held(workdir) or config)
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--workdir={workdir}: {existing} may not be written; name another folder"
+        )
+    changed = differences(identity(config), identity(config_of(workdir) or config))
     if changed and not overwrite:
         raise ConfigError(
             f"--workdir={workdir} holds a run with another config ({', '.join(changed[:3])} "
@@ -39,7 +42,7 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> 
 
 
 def begin(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Empties the folder of an earlier run's files, never of others, and claims it.
+    """Deletes the files of an earlier run, never others, and claims the folder.
 
     Raises:
         ConfigError: if it cannot be written.
@@ -51,7 +54,7 @@ def begin(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
             (workdir / name).unlink(missing_ok=True)
         for folder in ("tb", "models", BEST):
             shutil.rmtree(workdir / folder, ignore_errors=True)
-        tidy(workdir)
+        remove_temporary(workdir)
         write_atomic(workdir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
     except OSError as error:
         raise ConfigError(
@@ -60,52 +63,58 @@ def begin(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         ) from None
 
 
-def tidy(workdir: pathlib.Path) -> None:
+def remove_temporary(workdir: pathlib.Path) -> None:
     """Deletes what only an unfinished run needs; the trained models are in models/."""
     shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
     for path in workdir.glob(DIVERGED):
         path.unlink(missing_ok=True)
-    clear_killed(workdir)
+    remove_partial(workdir)
 
 
-def clear_killed(workdir: pathlib.Path) -> None:
+def remove_partial(workdir: pathlib.Path) -> None:
     """Deletes what killed processes were writing; checkpoints clear their own folder."""
     for folder in (workdir, workdir / "models", workdir / BEST):
         clear_partial(folder)
 
 
-def held(workdir: pathlib.Path) -> dict[str, Any] | None:
+def config_of(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The config of the run that the folder holds, finished or not."""
     try:
-        return json.loads((workdir / CONFIG_FILE).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        config = json.loads((workdir / CONFIG_FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    return config if isinstance(config, dict) else None
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """The fields in which two configs differ: ["model.alpha", ...]."""
-    a, b = flat(ours), flat(theirs)
-    return sorted(field for field in a.keys() | b.keys() if a.get(field) != b.get(field))
+def finished_results(
+    workdir: pathlib.Path, config: config_dict.ConfigDict
+) -> dict[str, Any] | None:
+    """results.json of a finished run of that config; None where there is none.
 
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config as one level: {"model.alpha": 2.0, ...}."""
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    return {
-        name: value
-        for key, branch in tree.items()
-        for name, value in flat(branch, f"{prefix}.{key}" if prefix else key).items()
-    }
+    Raises:
+        ConfigError: if it is damaged.
+    """
+    path, written = workdir / RESULTS_FILE, config_of(workdir)
+    if written is None or identity(written) != identity(plain(config)) or not path.exists():
+        return None
+    try:
+        results = json.loads(path.read_text())
+        if not isinstance(results["metrics"], dict):
+            raise ValueError("it has no metrics")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path}: is damaged ({error}); delete it, and the same command evaluates again"
+        ) from None
+    return results
 
 
 def hash_of(config: config_dict.ConfigDict) -> str:
-    """SHA-256 of all its fields, which a checkpoint remembers."""
-    fields = json.dumps(json.loads(config.to_json()), sort_keys=True)
+    """SHA-256 of a run's identity, which a checkpoint remembers."""
+    fields = json.dumps(identity(plain(config)), sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()
 
 
-def leave(checkpoint: pathlib.Path, folder: pathlib.Path) -> None:
+def copy_checkpoint(checkpoint: pathlib.Path, folder: pathlib.Path) -> None:
     """Copies a checkpoint into a folder of its own, whole or not at all.
 
     Raises:

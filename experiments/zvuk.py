@@ -18,13 +18,12 @@ Expected  test, all items compete, mean of five runs in the paper (HR@10 | NDCG@
 
 from ml_collections import config_dict
 
-from experiments import config as base
+from experiments import config
 
 
 def get_config(model: str = "sasrec_delta") -> config_dict.ConfigDict:
-    """The configuration; see `experiments.config` for every field."""
-    config = base.get_sequence_config(model, dataset="zvuk", about=__doc__ or "")
-    config.data.layout = "zvuk"
-    config.data.published = "https://www.kaggle.com/datasets/alexxl/zvuk-dataset"
-    config.model.max_length = 128
-    return config
+    """The configuration; `experiments.config` explains the fields."""
+    c = config.get_config(model, dataset="zvuk", about=__doc__ or "", kinds=("sequences",))
+    c.data.layout = "zvuk"
+    c.data.published = "https://www.kaggle.com/datasets/alexxl/zvuk-dataset"
+    return c

@@ -58,22 +58,24 @@ class Csr(NamedTuple):
 
 
 class EvalSlice(NamedTuple):
-    """One question to a model: rank ``candidates`` for ``users``; ``positives`` are right.
+    """A ranking task: rank ``candidates`` for ``users`` and compare with ``positives``.
 
-    Which items compete is data, not a branch inside an evaluator.
+    Which items compete, and what is known of a user, are data and not branches of an evaluator.
     """
 
-    users: np.ndarray  # i32[n], each with at least one positive, ascending
+    users: np.ndarray  # i32[n] rows of `histories`, ascending, each with at least one positive
+    histories: Csr  # m rows: the items that a model reads of a user; slices may share them
     positives: Csr  # n rows: held-out items
     exclude: Csr  # n rows: items never recommended to the user (the training items, when warm)
     candidates: np.ndarray  # i32[C], ascending
     items: np.ndarray  # i32[H]: items whose exposure the Gini diversity counts
+    list_without_history: bool = True  # False: users whose history is empty get an empty list
 
 
 class Representations(NamedTuple):
-    """What every model ends in: a user's score for an item is the dot product."""
+    """Vectors of users and items: a user's score for an item is the dot product."""
 
-    user: np.ndarray  # f32[U, D]
+    user: np.ndarray  # f32[m, D], row r belongs to row r of the histories
     item: np.ndarray  # f32[I, D]
 
 
@@ -81,42 +83,63 @@ class TopK(NamedTuple):
     """Recommendations, best first; ties by ascending item id."""
 
     users: np.ndarray  # i32[n]
-    items: np.ndarray  # i32[n, K]; -1 where the pool has fewer than K
+    items: np.ndarray  # i32[n, K]; -1 where fewer than K candidates remain
     scores: np.ndarray  # f32[n, K]; -inf there
 
 
 class ShardingSpec(NamedTuple):
-    """Names of the arrays that are split over devices along their first axis.
+    """Names of the arrays that are sharded over devices along their first axis.
 
-    All others are on every device. A name is that of a field or key on the way to the array.
+    All others are replicated. A name is that of a field or key on the path to the array.
     """
 
-    state: tuple[str, ...] = ()  # in parameters, their optimizer state, and `extra`
-    fixed: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()  # in parameters, their optimizer states, and the model state
+    constants: tuple[str, ...] = ()
     batch: tuple[str, ...] = ()
 
 
 class Model(NamedTuple):
-    """What a model file's ``build`` returns: pure functions and the arrays they share.
+    """What a method's ``build`` returns: pure functions and the arrays that they share.
 
-    `fixed` is passed to the step as an argument, never closed over: a table captured by jit
-    becomes program text, twice its size in memory and seconds of compile time.
+    The top-level keys of the parameters are the groups. A step updates them in the order of
+    `losses`, each by the gradient of its own loss and by its own optimizer; a later group sees
+    what the earlier ones became. A method with one group calls it "main".
+
+    `constants` are an argument of the step and never closed over: a table captured by jit becomes
+    program text, twice its size in memory and seconds of compile time.
     """
 
-    fixed: Any  # arrays that no step changes, on the device
-    init: Callable[[int], tuple[Any, Any]]  # seed -> (params, extra)
-    # (params, extra, fixed, batch, key) -> sum, (weight, extra, logs); with axis=NAME, that of a
-    # device: its own parts, of which all but `extra` add up
-    loss: Callable
-    # (params, extra, part) -> embeddings of the users of a part, "val" or "test", and of all items
-    represent: Callable[..., Representations]
+    constants: Any  # arrays that no step changes, on the devices
+    init: Callable[[int], tuple[dict[str, Any], Any]]  # seed -> (params, model_state)
+    # group -> (params, model_state, constants, batch, key) -> sum, (weight, model_state, metrics).
+    # With axis=NAME that of one device: all but the model state add up over the devices.
+    losses: Mapping[str, Callable[..., Any]]
+    optimizers: Mapping[str, Any]  # group -> optax transformation
     batches: Callable[[np.random.Generator], Iterator[Any]]  # one epoch, constant shapes
-    steps_per_epoch: int  # 0 where there is nothing to train
-    examples_per_epoch: int  # of the training loss
+    # (params, model_state) -> f32[I, D] of all items of the data set. With a third argument, the
+    # content of n new items as the data set holds it, f32[n, D] from their content alone.
+    encode_items: Callable[..., np.ndarray]
+    # (params, model_state, item vectors, histories) -> f32[m, D]. Of a data set of pairs, row r is
+    # user r, for methods that know users by number.
+    encode_users: Callable[..., np.ndarray]
+    steps_per_epoch: int = 0  # 0: nothing to train
+    examples_per_epoch: int = 0  # of the training loss
+    epochs: int = 0  # of a whole training, which the optimizers' schedules are made for
+    # The first epochs train what is not served, such as a teacher: none of them can be the best.
+    pretraining_epochs: int = 0
     # (as for `batches`, number of a batch in the epoch) -> external ids of its examples, by name
     examples: Callable[[np.random.Generator, int], Mapping[str, np.ndarray]] = lambda rng, at: {}
-    devices: Any = None  # jaxcold.parallel.Devices on which the arrays are; None: one
+    devices: Any = None  # jaxcold.parallel.Devices that train; None: one
     sharding: ShardingSpec = ShardingSpec()
-    # Steps that may wait for the device, few where batches are large. Reading a loss this old waits
-    # for nothing, and one that is not finite is seen this many steps late at most.
+    # Dispatched steps that may wait for the device; few where batches are large. A loss that is not
+    # finite is seen this many steps late at most.
     in_flight: int = 16
+
+
+def untrained(encode_items: Callable[..., np.ndarray], encode_users: Callable[..., Any]) -> Model:
+    """A model without parameters: nothing to train."""
+
+    def no_batches(rng: np.random.Generator) -> Iterator[Any]:
+        raise ValueError("this method has nothing to train")
+
+    return Model(None, lambda seed: ({}, ()), {}, {}, no_batches, encode_items, encode_users)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from typing import Any, NamedTuple
 
 import numpy as np
-import optax
 import pandas as pd
 
 from jaxcold.estimators import artifact
@@ -63,15 +62,20 @@ def new_items(items: pd.Index, ids: Iterable[Hashable]) -> pd.Index:
     return new
 
 
-def rows_of(items: pd.Index, ids: Iterable[Hashable], where: str) -> np.ndarray:
-    """i32[n]: the numbers of items, all of which are known."""
-    asked = listed(ids, where)
-    rows = items.get_indexer(asked)
+def rows_of(known: pd.Index, ids: Iterable[Hashable], place: str, what: str = "item") -> np.ndarray:
+    """i32[n]: the rows of ids, all of which are known.
+
+    Args:
+        known: ids by row.
+        ids: wanted.
+        place: where they were given, for the message.
+        what: they are ids of.
+    """
+    wanted = listed(ids, place)
+    rows = known.get_indexer(wanted)
     if (rows < 0).any():
-        raise DataError(
-            f"{where}: {some('item', asked[rows < 0])} unknown; add them with add_items, or "
-            "leave them out"
-        )
+        remedy = "add them with add_items, or leave them out" if what == "item" else "leave it out"
+        raise DataError(f"{place}: {some(what, wanted[rows < 0])} unknown; {remedy}")
     return rows.astype(np.int32)
 
 
@@ -136,30 +140,27 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
 def train(
     title: str,
     model: Model,
-    optimizer: optax.GradientTransformation,
     *,
-    epochs: int,
     seed: int,
     progress: bool,
     remedy: str,
     on_epoch: Callable[[int, TrainState], bool] = lambda epoch, state: False,
 ) -> TrainState:
-    """Trains a model from scratch, with a bar if wanted.
+    """Trains a model from scratch, with a progress bar if wanted.
 
     Raises:
         DivergedError: if the loss is not finite, with what to try.
     """
-    total = epochs * model.steps_per_epoch
+    total = model.epochs * model.steps_per_epoch
     bar = Progress(title, total=total, unit="steps") if progress else None
     with bar or contextlib.nullcontext():
         try:
             return fit(
                 model,
-                make_step(model, optimizer),
-                init_state(model, optimizer, seed),
-                epochs=epochs,
+                make_step(model),
+                init_state(model, seed),
                 seed=seed,
-                on_step=lambda _, logs: bar.advance(1, logs["loss"]) if bar else None,
+                on_step=lambda _, metrics: bar.advance(1, metrics["loss"]) if bar else None,
                 on_epoch=on_epoch,
             )
         except DivergedError as error:

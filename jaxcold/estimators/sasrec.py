@@ -11,28 +11,31 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from jaxcold.data import content as vectors
 from jaxcold.data import reduction
 from jaxcold.data.sequences import batches as packing
-from jaxcold.data.sequences import evaluation as questions
+from jaxcold.data.sequences import evaluation
 from jaxcold.data.sequences import split as sequences
 from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.estimators import base as estimator
 from jaxcold.estimators.base import distinct, listed, some
-from jaxcold.eval.metrics import evaluate
+from jaxcold.eval.evaluation import evaluate_model
 from jaxcold.eval.ranking import top_k
 from jaxcold.models import sasrec
+from jaxcold.models.sequence_encoder import (
+    encode_histories,
+    encoder_arrays,
+    encoder_from_arrays,
+)
+from jaxcold.train.early_stopping import EarlyStopping
 from jaxcold.train.step import TrainState
-from jaxcold.train.transforms import sasrec as optimizer_of
 from jaxcold.types import Csr, DataError, EvalSlice, Representations
 
 MODEL = "sasrec"  # what model.json calls it
 
-_ROOM = 1024  # the table grows by this many rows, so that new items rarely need a new program
 _SCORES = 2**20  # of a block of users, as far as its number of users stays in _USERS
 _USERS = (32, 256)
 
@@ -136,37 +139,34 @@ class SASRec:
         }
         _refuse_reference(options)
         dataset = _dataset(interactions, content, val_fraction, seed)
-        model = sasrec.build(dataset, batch_size=batch_size, **options)
-        optimizer = optimizer_of(learning_rate, max_delta_norm if item_table == "delta" else None)
-        asked = questions.slices(dataset)["val/total"]
-        best: dict[str, Any] = {"ndcg": -1.0}
+        training: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate}
+        model = sasrec.build(dataset, epochs=epochs, **training, **options)
+        validation = {"val": evaluation.slices(dataset)["val/total"]}
+        kept: dict[str, Any] = {"stopping": EarlyStopping(patience)}
 
         def on_epoch(epoch: int, state: TrainState) -> bool:
-            found = top_k(model.represent(state.params, state.extra, "val"), asked, 10)
-            ndcg = evaluate(found, asked, [10]).mean()["ndcg@10"]
-            if ndcg > best["ndcg"]:
-                # A copy: the next step gives the state's buffers away.
-                best.update(ndcg=ndcg, epoch=epoch, params=jax.tree.map(np.array, state.params))
-            return epoch - best["epoch"] >= patience
+            metrics = evaluate_model(model, state.params, state.model_state, validation, [10])
+            kept["stopping"] = kept["stopping"].update(epoch, metrics["val"].mean()["ndcg@10"])
+            if kept["stopping"].best_epoch == epoch:
+                # A copy: the next step donates the state's buffers.
+                kept["params"] = jax.tree.map(np.array, state.params)
+            return kept["stopping"].should_stop
 
         estimator.train(
             "SASRec",
             model,
-            optimizer,
-            epochs=epochs,
             seed=seed,
             progress=progress,
             remedy="a lower learning_rate",
             on_epoch=on_epoch,
         )
         options |= {
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
+            **training,
             "seed": seed,
-            "epoch": best["epoch"],
-            "val_ndcg@10": best["ndcg"],
+            "epoch": kept["stopping"].best_epoch,
+            "val_ndcg@10": kept["stopping"].best_score,
         }
-        return cls.from_training(dataset, best["params"], options)
+        return cls.from_training(dataset, kept["params"], options)
 
     @classmethod
     def from_training(
@@ -190,7 +190,7 @@ class SASRec:
         defaults = [p for p in known if p.default is not p.empty and p.name != "devices"]
         options = estimator.plain({p.name: p.default for p in defaults} | {**options})
         _refuse_reference(options)
-        arrays = sasrec.encoder_arrays(params)
+        arrays = encoder_arrays(params["main"])
         rows, delta = arrays.pop("items", None), arrays.pop("delta", None)
         warm = np.arange(dataset.num_items) < dataset.num_warm
         own = slice(1, dataset.num_warm + 1)  # of a table's rows
@@ -308,6 +308,7 @@ class SASRec:
         user = np.concatenate([self._users(history), np.zeros((spare, self.item.shape[1]))])
         piece = EvalSlice(
             users=np.arange(len(user), dtype=np.int32),
+            histories=Csr(indptr, seen.indices),
             positives=Csr(np.zeros(len(user) + 1, np.int64), np.zeros(0, np.int32)),
             exclude=Csr(indptr, seen.indices),
             candidates=pool,
@@ -420,24 +421,16 @@ class SASRec:
 
     def _users(self, history: Csr) -> np.ndarray:
         """f32[n, dim]: what each history, none of them empty, leads to."""
-        graphdef, params, table = self._served
+        graphdef, params = self._served
+        # With the lengths of buckets, the programs and their rounding are the same for everybody.
         length = self.options["max_length"]
-        history = packing.truncate(history, length)
-        found = np.zeros((history.rows, self.item.shape[1]), np.float32)
-        # The lengths of rectangles, and with them programs and rounding, are the same whoever asks.
-        for members, tokens, last in packing.encoding_blocks(history, longest=length):
-            hidden = sasrec.encode(graphdef, params, table, tokens, last)
-            found[members] = np.asarray(hidden)[: len(members)]
-        return found
+        read = packing.truncate(history, length)
+        return encode_histories(graphdef, params, self.item, read, longest=length)
 
     @functools.cached_property
-    def _served(self) -> tuple[Any, Any, jax.Array]:
-        """The encoder and its item table on the device."""
-        graphdef, params = sasrec.encoder_from_arrays(self.options, self.encoder)
-        rows = -(-(len(self.item) + 1) // _ROOM) * _ROOM
-        table = np.zeros((rows, self.item.shape[1]), np.float32)
-        table[1 : len(self.item) + 1] = self.item  # row 0 is no item
-        return graphdef, params, jnp.asarray(table)
+    def _served(self) -> tuple[Any, Any]:
+        """The encoder."""
+        return encoder_from_arrays(self.options, self.encoder)
 
 
 def _refuse_reference(options: Mapping[str, Any]) -> None:

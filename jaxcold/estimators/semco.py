@@ -20,7 +20,6 @@ from jaxcold.estimators import base as estimator
 from jaxcold.estimators.base import distinct, listed, some
 from jaxcold.eval.ranking import top_k
 from jaxcold.models import encoders, semco
-from jaxcold.train.transforms import adam_coupled_l2, cosine
 from jaxcold.types import Csr, DataError, EvalSlice, Model, Representations
 
 if TYPE_CHECKING:
@@ -117,47 +116,58 @@ class SEMCo:
         if epochs < 1:
             raise ValueError(f"epochs is at least 1, not {epochs}")
         tau = _tau(alpha, options["gradient"]) if tau is None else tau
-        options = {"alpha": alpha, "tau": tau, "batch_size": batch_size, **options}
+        options = {
+            "alpha": alpha,
+            "tau": tau,
+            "batch_size": batch_size,
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "l2": l2,
+            **options,
+        }
         model = semco.build(dataset, **options)
-        schedule = cosine(learning_rate, epochs * model.steps_per_epoch)
         state = estimator.train(
             "SEMCo",
             model,
-            adam_coupled_l2(schedule, l2),
-            epochs=epochs,
             seed=seed,
             progress=progress,
             remedy="a lower learning_rate or another tau",
         )
-        options |= {"epochs": epochs, "learning_rate": learning_rate, "l2": l2, "seed": seed}
-        return cls.from_training(dataset, model, state.params, options)
+        options |= {"seed": seed}
+        return cls.from_training(dataset, model, state.params, state.model_state, options)
 
     @classmethod
     def from_training(
-        cls, dataset: Dataset, model: Model, params: Any, options: Mapping[str, Any]
+        cls,
+        dataset: Dataset,
+        model: Model,
+        params: Any,
+        model_state: Any,
+        options: Mapping[str, Any],
     ) -> "SEMCo":
-        """What training leaves, made servable.
+        """A recommender from the result of a training.
 
         Args:
             dataset: that the model was built on; its training pairs become the users' histories.
-            model: from `jaxcold.models.semco.build`.
+            model: from `jaxcold.models.semco.build` or `jaxcold.models.distillation.build`.
             params: trained.
+            model_state: of the training.
             options: how it was trained, for the record; JSON can hold it.
         """
         train, tables = dataset.split.train, dataset.content.tables
-        encoder = encoders.trained(params, parallel.fetch(model.fixed.served))
+        served = parallel.fetch(model.constants.served)
         warm = np.zeros(len(dataset.item_ids), bool)
         warm[dataset.split.warm_items] = True
         order = np.lexsort((train.item, train.user))
         return cls(
             users=distinct(dataset.user_ids, "user"),
             items=distinct(dataset.item_ids, "item"),
-            item=encoders.encode(encoder, list(tables.values()), _present(dataset.content)),
+            item=model.encode_items(params, model_state),
             warm=warm,
             histories=Csr.from_pairs(train.user[order], train.item[order], train.num_users),
             widths={mode: table.shape[1] for mode, table in tables.items()},
             options=estimator.plain(options),
-            encoder=encoder,
+            encoder=encoders.trained(encoders.joined(params), served),
         )
 
     @property
@@ -264,6 +274,7 @@ class SEMCo:
         nobody = Csr(np.zeros(len(names) + 1, np.int64), np.zeros(0, np.int32))
         asked = EvalSlice(
             users=np.arange(len(names), dtype=np.int32),
+            histories=taken,
             positives=nobody,
             exclude=taken if exclude_seen else nobody,
             candidates=pool,

@@ -284,6 +284,9 @@ def _as_lists(eval_slice: EvalSlice, columns: np.ndarray, scores: np.ndarray) ->
     items = np.full(columns.shape, -1, np.int32)
     if columns.size:
         items = np.where(columns < 0, -1, eval_slice.candidates[columns]).astype(np.int32)
+    if not eval_slice.list_without_history:
+        empty = eval_slice.histories.counts[eval_slice.users] == 0
+        items[empty], scores[empty] = -1, -np.inf
     return TopK(np.asarray(eval_slice.users, np.int32), items, scores)
 
 

@@ -26,6 +26,8 @@ from jaxcold.models.layers import (
     ModalityFusion,
     Moments,
     NormedDense,
+    fill_state,
+    named_arrays,
     product,
     unit_rows,
 )
@@ -168,13 +170,24 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, widths: Iterable[int], arrays: Mapping[str, Any]) -> "Shape":
-        """From the parameters of `_named`."""
-        distilled = "student/second/kernel/value" in arrays
+        """From the parameters of `jaxcold.models.layers.named_arrays`."""
+        distilled = "student/second/kernel" in arrays
         teacher = "teacher/" if distilled else ""
-        hidden, out = arrays[f"{teacher}final/kernel/value"].shape
-        layers = 2 if f"{teacher}fusion/second/kernel/value" in arrays else 1
-        student = arrays["student/second/kernel/value"].shape if distilled else None
+        hidden, out = arrays[f"{teacher}final/kernel"].shape
+        layers = 2 if f"{teacher}fusion/second/kernel" in arrays else 1
+        student = arrays["student/second/kernel"].shape if distilled else None
         return cls(tuple(widths), hidden, out, layers, student)
+
+
+def student_graph(shape: Shape) -> nnx.GraphDef:
+    """The graph of the student alone, of an encoder that has one."""
+
+    def make() -> Student:
+        encoder = shape.make(jax.random.key(0))
+        assert isinstance(encoder, DistilledEncoder)
+        return encoder.student
+
+    return nnx.split(nnx.eval_shape(make))[0]
 
 
 class Encoder(NamedTuple):
@@ -185,17 +198,9 @@ class Encoder(NamedTuple):
     first: tuple[Affine, ...]  # the first layers, with a catalogue's statistics folded in
 
 
-def _named(params: nnx.State) -> dict[str, Any]:
-    """Parameters by the path of each: {"final/kernel/value": ...}."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-    }
-
-
 def encoder_arrays(encoder: Encoder) -> dict[str, np.ndarray]:
     """All numbers of an encoder, by name."""
-    arrays = _named(encoder.params)
+    arrays = named_arrays(encoder.params)
     for m, layer in enumerate(encoder.first):
         arrays |= {f"first/{m}/kernel": layer.kernel, f"first/{m}/bias": layer.bias}
     return {name: np.asarray(array) for name, array in arrays.items()}
@@ -214,12 +219,7 @@ def encoder_from_arrays(arrays: Mapping[str, np.ndarray]) -> Encoder:
         for m in range(count)
     )
     graphdef, abstract = Shape.of((layer.kernel.shape[0] for layer in first), arrays).split()
-    leaves = []
-    for name, leaf in _named(abstract).items():
-        if arrays[name].shape != leaf.shape:
-            raise ValueError(f"{name} has shape {arrays[name].shape}, not {leaf.shape}")
-        leaves.append(jnp.asarray(arrays[name]))
-    return Encoder(graphdef, jax.tree.unflatten(jax.tree.structure(abstract), leaves), first)
+    return Encoder(graphdef, fill_state(abstract, arrays), first)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -240,6 +240,11 @@ def _embed_block(
     return nnx.merge(graphdef, params)(features, first, present)
 
 
+def joined(params: Mapping[str, nnx.State]) -> nnx.State:
+    """The parameters of an encoder from a model's groups: "main", or "teacher" and "student"."""
+    return params["main"] if "main" in params else nnx.State(dict(params))
+
+
 def trained(params: nnx.State, moments: tuple[Moments, ...]) -> Encoder:
     """The encoder of trained parameters.
 
@@ -247,7 +252,7 @@ def trained(params: nnx.State, moments: tuple[Moments, ...]) -> Encoder:
         params: of a `ContentEncoder` or a `DistilledEncoder`.
         moments: of the catalogue whose statistics normalise the first layers.
     """
-    graphdef, _ = Shape.of((m.mean.shape[0] for m in moments), _named(params)).split()
+    graphdef, _ = Shape.of((m.mean.shape[0] for m in moments), named_arrays(params)).split()
     return Encoder(graphdef, params, _fold(graphdef, params, moments))
 
 

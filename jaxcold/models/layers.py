@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -71,6 +71,28 @@ def unit_rows(x: Array, eps: float = 1e-12) -> Array:
     # sqrt has an infinite slope at 0: give it 1 there, so that no inf * 0 enters the gradient.
     norm = jnp.sqrt(jnp.where(zero, 1.0, square))
     return jnp.where(zero, 0.0, x / jnp.maximum(norm, eps))
+
+
+def named_arrays(state: nnx.State) -> dict[str, Any]:
+    """The arrays of a state by path, such as "blocks/0/query/kernel"."""
+    return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def fill_state(abstract: nnx.State, arrays: Mapping[str, Any]) -> nnx.State:
+    """A state of these shapes with the arrays of those names; other names are ignored.
+
+    Raises:
+        KeyError: for a name that is absent.
+        ValueError: for an array of another shape.
+    """
+    leaves = []
+    for path, leaf in nnx.to_flat_state(abstract):
+        name = "/".join(map(str, path))
+        wanted = jax.tree.leaves(leaf)[0].shape
+        if arrays[name].shape != wanted:
+            raise ValueError(f"{name} has shape {list(arrays[name].shape)}, not {list(wanted)}")
+        leaves.append((path, leaf.replace(jnp.asarray(arrays[name]))))
+    return nnx.from_flat_state(leaves)
 
 
 class Moments(NamedTuple):

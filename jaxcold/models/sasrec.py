@@ -19,13 +19,13 @@ Recommendation", ICDM 2018.
 """
 
 import functools
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax import Array
 
@@ -34,114 +34,33 @@ from jaxcold.data import content as vectors
 from jaxcold.data import reduction
 from jaxcold.data.pairs.batches import prefetch
 from jaxcold.data.sequences import batches as packing
-from jaxcold.data.sequences import evaluation as questions
-from jaxcold.data.sequences.batches import Tokens
+from jaxcold.data.sequences.batches import Tokens, truncate
 from jaxcold.data.sequences.dataset import SequenceDataset
-from jaxcold.data.sequences.split import window_rows
-from jaxcold.data.sequences.split import windows as make_windows
-from jaxcold.models.attention import INIT, Block, drop_some, split_key
-from jaxcold.models.layers import Compute, product, rounded
-from jaxcold.sparse import fenchel_young_loss, linear_entmax_sum, sharded_entmax_sum
-from jaxcold.types import DataError, Model, Representations, ShardingSpec
-
-ItemTable = Literal["random", "content", "frozen", "delta"]
-Loss = Literal["full", "sampled", "gbce"]
+from jaxcold.data.sequences.split import window_rows, windows
+from jaxcold.models.layers import Compute, rounded
+from jaxcold.models.negatives import Loss, Objective, sampled_loss
+from jaxcold.models.sequence_encoder import ItemTable, SASRec, encode_histories
+from jaxcold.models.transforms import clip_row_norm
+from jaxcold.sparse import linear_entmax_sum, sharded_entmax_sum
+from jaxcold.types import Csr, DataError, Model, ShardingSpec
 
 
-class SASRec(nnx.Module):
-    """Positions, blocks, and what is trainable in the item table."""
-
-    def __init__(
-        self,
-        items: int,
-        dim: int,
-        max_length: int,
-        *,
-        item_table: ItemTable,
-        blocks: int,
-        heads: int,
-        dropout: float,
-        rngs: nnx.Rngs,
-        rows: int | None = None,
-        compute: Compute = "float32",
-    ):
-        # Row 0 is no item: zeros, like what makes a table of `rows` rows divisible.
-        start = INIT * jax.random.normal(rngs.params(), (items + 1, dim)).at[0].set(0)
-        spare = (rows or items + 1) - (items + 1)
-        start = jnp.pad(start, ((0, spare), (0, 0))) if spare else start
-        # A trainable table from content starts there as soon as the content is known.
-        self.items = nnx.Param(start) if item_table in ("random", "content") else None
-        self.delta = nnx.Param(start) if item_table == "delta" else None
-        self.position = nnx.Param(INIT * jax.random.normal(rngs.params(), (max_length, dim)))
-        self.blocks = nnx.List(
-            [Block(dim, heads, dropout, rngs=rngs, compute=compute) for _ in range(blocks)]
-        )
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
-        self.dropout = dropout
-
-    def table(self, content: Array | None) -> Array:
-        """f[items + 1, d]: a row for no item, then all warm items.
-
-        Args:
-            content: of the same shape, its row 0 zero; None where the table needs none.
-        """
-        if self.items is not None:
-            return self.items[...]
-        assert content is not None
-        return content if self.delta is None else content + self.delta[...]
-
-    def __call__(
-        self, table: Array, tokens: Tokens, key: Array | None = None, additive: bool = False
-    ) -> Array:
-        """Hidden states, [T, d].
-
-        Args:
-            table: [items + 1, d]; row 0 for no item.
-            tokens: of the batch.
-            key: of dropout; without one nothing is dropped.
-            additive: tokens without an item are seen, with a logit lower by one.
-        """
-        return self.hidden(table[tokens.item], tokens, key, additive)
-
-    def hidden(
-        self, rows: Array, tokens: Tokens, key: Array | None = None, additive: bool = False
-    ) -> Array:
-        """As a call, with the tokens' rows of the table, [T, d]."""
-        keys = split_key(key, len(self.blocks) + 1)
-        x = math.sqrt(rows.shape[1]) * rows + self.position[...][tokens.position]
-        x = drop_some(x, self.dropout, keys[0])
-        for block, key in zip(self.blocks, keys[1:], strict=True):
-            x = block(x, tokens, key, additive)
-        return self.norm(x)
-
-
-class Fixed(NamedTuple):
+class Constants(NamedTuple):
     """Arrays that no step changes."""
 
     content: Array | None  # f32[warm + 1, d] unit rows, row 0 zero
 
 
-class Objective(NamedTuple):
-    """What is minimised; the fields are explained at `build`."""
-
-    loss: Loss
-    alpha: float
-    tau: float
-    negatives: int
-    calibration: float
-    compute: Compute = "float32"
-
-
 def _look_up(table: Array, ids: Array, axis: str) -> Array:
-    """Rows of a table that is split over the devices, for this device's own ids."""
+    """Rows of a table that is sharded over the devices, for this device's own ids."""
     at = parallel.local_index(parallel.gather(ids, axis), len(table), axis)
     return parallel.gather_rows(table, at, axis)
 
 
 def _loss(
-    params: nnx.State,
-    extra: tuple[()],
-    fixed: Fixed,
+    params: dict[str, nnx.State],
+    model_state: tuple[()],
+    constants: Constants,
     tokens: Tokens,
     key: Array,
     *,
@@ -152,18 +71,18 @@ def _loss(
     shard_items: bool = False,
     axis: str | None = None,
 ) -> tuple[Array, tuple[Array, tuple[()], dict[str, Array]]]:
-    model = nnx.merge(graphdef, params)
-    table = classes = model.table(fixed.content)
+    model = nnx.merge(graphdef, params["main"])
+    table = classes = model.table(constants.content)
     drop, draw = jax.random.split(key)
-    if axis is not None:  # what is dropped differs from device to device, what is drawn does not
+    if axis is not None:  # dropout differs from device to device, the drawn items do not
         drop = jax.random.fold_in(drop, parallel.index(axis))
     if shard_items and axis is not None:
-        return _split_loss(model, table, tokens, drop, draw, objective, items, axis)
+        return _sharded_loss(model, table, tokens, drop, draw, objective, items, axis)
     if reference:
         # The published code keeps the gradient from row 0, except in the product with the hidden
         # states where the table is trained from content.
-        still = jnp.concatenate([jax.lax.stop_gradient(table[:1]), table[1:]])
-        table, classes = still, classes if _drifts(model, fixed) else still
+        frozen_row = jnp.concatenate([jax.lax.stop_gradient(table[:1]), table[1:]])
+        table, classes = frozen_row, classes if _drifts(model, constants) else frozen_row
     hidden = model(table, tokens, drop, additive=reference)
     count = jnp.sum(tokens.target > 0, dtype=hidden.dtype)
     if reference:
@@ -178,11 +97,11 @@ def _loss(
         count_all = classes.shape[0]
         drawn = jax.random.randint(draw, (objective.negatives,), 0, count_all)
         rows = classes[jnp.clip(target, 0, count_all - 1)], classes[drawn]
-        total = _sampled(hidden, *rows, drawn, target, count_all, objective)
-    return total, (count, extra, {})
+        total = sampled_loss(hidden, *rows, drawn, target, count_all, objective)
+    return total, (count, model_state, {})
 
 
-def _split_loss(
+def _sharded_loss(
     model: SASRec,
     table: Array,
     tokens: Tokens,
@@ -192,10 +111,10 @@ def _split_loss(
     items: int,
     axis: str,
 ) -> tuple[Array, tuple[Array, tuple[()], dict[str, Array]]]:
-    """As `_loss`, of this device's tokens where each device has some rows of the table."""
+    """As `_loss`, of this device's tokens, with the table sharded over the devices."""
     hidden = model.hidden(_look_up(table, tokens.item, axis), tokens, drop)
     if objective.loss == "full":
-        # By their rows in the whole table: 0 is no item, and beyond the last item there is nothing.
+        # Row numbers in the whole table: row 0 is no item, nor are rows beyond the last item.
         row = parallel.index(axis) * len(table) + jnp.arange(len(table))
         total = sharded_entmax_sum(
             parallel.gather(rounded(hidden, objective.compute), axis),
@@ -208,52 +127,27 @@ def _split_loss(
         )
     else:
         drawn = jax.random.randint(draw, (objective.negatives,), 0, items)
-        wrong = parallel.gather_rows(table, parallel.local_index(drawn + 1, len(table), axis), axis)
+        drawn_rows = parallel.gather_rows(
+            table, parallel.local_index(drawn + 1, len(table), axis), axis
+        )
         rows = (
             _look_up(table, jnp.maximum(tokens.target, 1), axis),
-            parallel.gather(wrong, axis)[: objective.negatives],
+            parallel.gather(drawn_rows, axis)[: objective.negatives],
         )
-        total = _sampled(hidden, *rows, drawn, tokens.target - 1, items, objective)
+        total = sampled_loss(hidden, *rows, drawn, tokens.target - 1, items, objective)
     return total, (jnp.sum(tokens.target > 0, dtype=hidden.dtype), (), {})
 
 
-def _drifts(model: SASRec, fixed: Fixed) -> bool:
-    return model.items is not None and fixed.content is not None
+def _drifts(model: SASRec, constants: Constants) -> bool:
+    return model.items is not None and constants.content is not None
 
 
-def _sampled(
-    hidden: Array,
-    right_rows: Array,
-    wrong_rows: Array,
-    drawn: Array,
-    target: Array,
-    items: int,
-    objective: Objective,
-) -> Array:
-    """Sum of a loss over the target and some items drawn uniformly, the same for all tokens.
-
-    "sampled" is the Fenchel-Young loss of these classes alone; for softmax the drawn logits are
-    raised by the logarithm of how many items each stands for. "gbce" is the binary cross-entropy
-    of gSASRec (Petrov and Macdonald, RecSys 2023), its positive term weighted by beta.
-    """
-    loss, alpha, tau, negatives, calibration, compute = objective
-    at = jnp.clip(target, 0, items - 1)
-    right = jnp.sum(hidden * right_rows, axis=1)
-    wrong = product(hidden, wrong_rows.T, compute)
-    other = drawn[None, :] != at[:, None]
-    if loss == "sampled":
-        if alpha == 1:
-            wrong = wrong + tau * math.log(items / negatives)
-        z = jnp.concatenate([right[:, None], jnp.where(other, wrong, -jnp.inf)], axis=1)
-        label = jnp.where(target >= 0, 0, -1)
-        if alpha == 1:
-            return tau * jnp.sum(fenchel_young_loss(z / tau, label, 1.0))
-        return jnp.sum(fenchel_young_loss(z, label, alpha, tau=tau))
-    share = min(negatives / max(items - 1, 1), 1.0)
-    beta = share * (calibration * (1 - 1 / share) + 1 / share)
-    terms = -beta * jax.nn.log_sigmoid(right)
-    terms -= jnp.sum(jnp.where(other, jax.nn.log_sigmoid(-wrong), 0), axis=1)
-    return jnp.sum(jnp.where(target >= 0, terms, 0))
+def embed_content(
+    dataset: SequenceDataset, dim: int, reduce: str
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Raw features [n, F] of new items to f32[n, d] unit rows, as `contents` makes those of all."""
+    fitted = contents(dataset, dim, reduce)[1]
+    return vectors.unit_rows if fitted is None else fitted.__call__
 
 
 def contents(
@@ -264,8 +158,8 @@ def contents(
     Args:
         dataset: its content; warm items decide the reduction.
         dim: d.
-        reduce: "always", see `jaxcold.data.reduction`; or "never": the features as they are, of
-            which there have to be d.
+        reduce: "always", see `jaxcold.data.reduction`; or "never": the features as they are, which
+            must then be d.
 
     Raises:
         DataError: if there is no content, or not in this size.
@@ -287,6 +181,8 @@ def build(
     dataset: SequenceDataset,
     *,
     batch_size: int,
+    epochs: int,
+    learning_rate: float = 1e-3,
     item_table: ItemTable = "delta",
     max_delta_norm: float = 0.5,
     loss: Loss = "full",
@@ -305,23 +201,23 @@ def build(
     reference: bool = False,
     devices: parallel.Devices = parallel.ONE,
 ) -> Model:
-    """SASRec on a data set; its parts to represent are "val" and "test" of `data.questions`.
-
-    The optimizer has to keep the bound of the delta: `jaxcold.train.transforms.sasrec`.
+    """SASRec on a data set, trained by Adam at a constant rate.
 
     Args:
         dataset: the data.
         batch_size: sequences of a batch.
+        epochs: passes over the training windows, at most.
+        learning_rate: of Adam.
         item_table: "random", "content", "frozen" or "delta", see the module.
-        max_delta_norm: bound of the delta's rows, at least 0 and below 1; a row of content has
-            norm 1.
+        max_delta_norm: bound of the delta's rows after every step, at least 0 and below 1; a row of
+            content has norm 1.
         loss: "full" over all items; "sampled" or "gbce" over `negatives` for large catalogues.
         alpha: of the entmax in the loss, in [1, 2]; 1 is softmax cross-entropy.
         tau: its temperature.
         negatives: items drawn per step for the sampled losses.
         calibration: t of gBCE, in [0, 1].
         dim: d, the size of an embedding.
-        max_length: items that the model looks back.
+        max_length: items of a history that are read, the last ones.
         blocks: of the transformer.
         heads: of its attention.
         dropout: rate, of embeddings, attention weights and in both layers of the feed-forward.
@@ -329,43 +225,24 @@ def build(
         compute: of the matrix products in training, see `jaxcold.models.semco.build`.
         reduce: content to embeddings, see `contents`.
         reference: the defects of the published code, see the module.
-        devices: that train. Of several, each takes its share of a batch's sequences, and with
-            ``devices.shard_items`` holds its part of the item table.
+        devices: that train. Of several, each takes its shard of a batch's sequences, and with
+            ``devices.shard_items`` holds its shard of the item table.
 
     Raises:
         ValueError: for an argument out of range, naming it and what it may be.
         DataError: see `contents`.
     """
     _check(locals())
-    rows = make_windows(dataset.train, max_length, windows)
-    lengths = rows.counts - 1
-    if not len(lengths):
-        raise DataError(
-            f"{dataset.name}: no training user has two items; there is nothing to learn"
-        )
-    steps = -(-rows.rows // batch_size)
-    room = packing.capacity_for(lengths, -(-batch_size // devices.n))
-    content = None if item_table == "random" else contents(dataset, dim, reduce)[0]
-    warm = dataset.num_warm
     if reference and devices.shard_items:
         raise ValueError("model.reference=True has row 0 as a class; it needs shard_items=False")
+    batches = _Batches(dataset, max_length, windows, batch_size, reference, devices)
+    content = None if item_table == "random" else contents(dataset, dim, reduce)[0]
+    warm = dataset.num_warm
     table_rows = devices.rows(warm + 1) if devices.shard_items else warm + 1
-    divided = devices.shard_items and devices.mesh is not None
-    fixed = Fixed(None)
+    sharded = devices.shard_items and devices.mesh is not None
+    constants = Constants(None)
     if content is not None:
-        known = content
-
-        def content_rows(first: int, last: int) -> np.ndarray:
-            found = np.zeros((last - first, dim), np.float32)
-            ids = np.arange(max(first, 1), min(last, warm + 1))
-            found[ids - first] = known[ids - 1]
-            return found
-
-        if divided:
-            size = table_rows // devices.n
-            fixed = Fixed(devices.stack(lambda k: content_rows(k * size, (k + 1) * size)))
-        else:
-            fixed = Fixed(devices.put(content_rows(0, table_rows)))
+        constants = Constants(_content_table(content, warm, table_rows, sharded, devices))
 
     def make(key: Array, compute: Compute = "float32") -> SASRec:
         return SASRec(
@@ -385,10 +262,9 @@ def build(
         return nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0), compute)))[0]
 
     graphdef = graph("float32")  # of what is served
-    tables = {"random": ("items",), "content": ("items",), "delta": ("delta",)}.get(item_table, ())
 
-    def init(seed: int) -> tuple[nnx.State, tuple[()]]:
-        def fresh(content: Array | None) -> nnx.State:
+    def init(seed: int) -> tuple[dict[str, nnx.State], tuple[()]]:
+        def fresh(content: Array | None) -> dict[str, nnx.State]:
             model = make(jax.random.key(seed))
             if item_table == "content":
                 model.items = nnx.Param(jnp.array(content))
@@ -396,149 +272,176 @@ def build(
                 norm = jnp.linalg.norm(model.delta[...], axis=1, keepdims=True)
                 scale = jnp.minimum(1, max_delta_norm / jnp.maximum(norm, 1e-7))
                 model.delta = nnx.Param(model.delta[...] * scale)
-            return nnx.split(model)[1]
+            return {"main": nnx.split(model)[1]}
 
-        if not divided:
-            return fresh(fixed.content), ()
-        # A table is made in its parts.
-        places = devices.shardings(jax.eval_shape(fresh, fixed.content), tables)
-        return jax.jit(fresh, out_shardings=places)(fixed.content), ()
+        if not sharded:
+            return fresh(constants.content), ()
+        # A sharded table is made in its shards.
+        shapes = jax.eval_shape(fresh, constants.content)
+        placed = devices.shardings(shapes, _tables(item_table))
+        return jax.jit(fresh, out_shardings=placed)(constants.content), ()
 
-    def batches(rng: np.random.Generator) -> Iterator[Tokens]:
-        order = rng.permutation(rows.rows)
-
-        def packed() -> Iterator[Tokens]:
-            for start in range(0, len(order), batch_size):
-                inputs, targets = packing.inputs_and_targets(
-                    rows.take(order[start : start + batch_size])
-                )
-                if reference:
-                    tokens = packing.pad_shards(inputs, targets, devices.n)
-                else:
-                    tokens = packing.pack_shards(inputs, targets, room, devices.n)
-                yield tokens if devices.mesh is None else devices.put(tokens, sharded=True)
-
-        return prefetch(packed())
-
-    def examples(rng: np.random.Generator, at: int) -> dict[str, np.ndarray]:
-        """Users of a batch's windows, and the last target of each."""
-        taken = rng.permutation(rows.rows)[at * batch_size : (at + 1) * batch_size]
-        user = window_rows(dataset.train, max_length, windows)[taken]
-        last = rows.indices[rows.indptr[taken + 1] - 1]
-        return {"user": dataset.user_ids[user], "item": dataset.item_ids[last]}
-
-    def represent(params: nnx.State, extra: tuple[()], part: str) -> Representations:
-        on_host, known = params, fixed.content
-        if devices.mesh is not None:  # one device is enough, and need not hold the whole table
-            on_host, known = parallel.fetch((params, fixed.content))
-        table = nnx.merge(graphdef, on_host).table(known)[: warm + 1]
-        if content is not None:
-            join: Any = np.concatenate if divided else jnp.concatenate
-            table = join([table, content[warm:]])
-        history = questions.histories(dataset, part, cold_vectors=content is not None)
-        history = packing.truncate(history, max_length)
-        user = np.zeros((history.rows, dim), np.float32)
-        done = [np.zeros(0, np.int64)]
-        pieces = packing.encoding_blocks(history, batch=batch_size if reference else None)
-        for number, (members, tokens, last) in enumerate(pieces):
-            if devices.mesh is not None and not parallel.is_owner(number):
-                continue
-            if divided:
-                found = _encode_rows(graphdef, on_host, table[tokens.item], tokens, last)
-            else:
-                found = encode(graphdef, on_host, table, tokens, last, reference)
-            user[members] = np.asarray(found)[: len(members)]
-            done.append(members)
-        if devices.mesh is not None:
-            own = np.concatenate(done)
-            parts = parallel.all_gather_hosts(user[own])
-            for at, found in zip(parallel.all_gather_hosts(own), parts, strict=True):
-                user[at] = found
+    def encode_items(
+        params: dict[str, nnx.State], model_state: tuple[()], new: np.ndarray | None = None
+    ) -> np.ndarray:
+        del model_state
+        if new is not None:
+            if content is None:
+                raise ValueError("item_table='random' has no vectors for new items")
+            return embed_content(dataset, dim, reduce)(new)
+        # One device is enough.
+        main, known = parallel.fetch((params["main"], constants.content))
+        table = np.asarray(nnx.merge(graphdef, main).table(known))[: warm + 1]
         item = np.zeros((dataset.num_items + reference, dim), np.float32)
-        item[: len(table) - 1] = table[1:]
+        item[:warm] = table[1:]
+        if content is not None:
+            item[warm : dataset.num_items] = content[warm:]
         if reference:
-            item[-1] = table[0]
-        return Representations(user, item)
+            item[-1] = table[0]  # the padding item is a candidate there
+        return item
 
-    bound = functools.partial(
-        _loss,
-        graphdef=graph(compute),
-        objective=Objective(loss, alpha, tau, negatives, calibration, compute),
-        reference=reference,
-        items=warm,
-        shard_items=devices.shard_items,
-    )
-    split = ShardingSpec(batch=Tokens._fields)
-    if divided:
-        split = split._replace(state=tables, fixed=("content",))
-    total = int(lengths.sum())
-    return Model(fixed, init, bound, represent, batches, steps, total, examples, devices, split)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def encode(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
-    table: Array,
-    tokens: Tokens,
-    last: Array,
-    additive: bool = False,
-) -> Array:
-    """Hidden states [n, d] of the tokens at the places `last` [n]; see `SASRec.__call__`."""
-    return nnx.merge(graphdef, params)(table, tokens, additive=additive)[last]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_rows(
-    graphdef: nnx.GraphDef, params: nnx.State, rows: Array, tokens: Tokens, last: Array
-) -> Array:
-    """As `encode`, with the tokens' rows of a table that stays where it is."""
-    return nnx.merge(graphdef, params).hidden(rows, tokens)[last]
-
-
-def encoder_arrays(params: nnx.State) -> dict[str, np.ndarray]:
-    """Parameters by path, such as "blocks/0/query/kernel", "items" and "delta"."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {_path(keys): np.asarray(leaf) for keys, leaf in leaves}
-
-
-def encoder_from_arrays(
-    options: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """The module without an item table of its own, and its parameters.
-
-    Args:
-        options: of `build`.
-        arrays: of `encoder_arrays`; those of the item table are not looked at.
-
-    Raises:
-        KeyError, TypeError, ValueError: for options or arrays of another model.
-    """
-
-    def make() -> SASRec:
-        return SASRec(
-            0,
-            options["dim"],
-            options["max_length"],
-            item_table="frozen",
-            blocks=options["blocks"],
-            heads=options["heads"],
-            dropout=0.0,
-            rngs=nnx.Rngs(params=0),
+    def encode_users(
+        params: dict[str, nnx.State],
+        model_state: tuple[()],
+        item_vectors: np.ndarray,
+        histories: Csr,
+    ) -> np.ndarray:
+        del model_state
+        main = parallel.fetch(params["main"]) if devices.mesh is not None else params["main"]
+        return encode_histories(
+            graphdef,
+            main,
+            item_vectors,
+            truncate(histories, max_length),
+            together=devices.mesh is not None,
+            reference_batch=batch_size if reference else None,
         )
 
-    def filled(keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Array:
-        rows = arrays[_path(keys)]
-        if rows.shape != leaf.shape:
-            raise ValueError(f"{_path(keys)} is {list(rows.shape)}, not {list(leaf.shape)}")
-        return jnp.asarray(rows)
+    objective = Objective(loss, alpha, tau, negatives, calibration, compute)
+    sharding = ShardingSpec(batch=Tokens._fields)
+    if sharded:
+        constant = ("content",) if content is not None else ()
+        sharding = sharding._replace(state=_tables(item_table), constants=constant)
+    bound = max_delta_norm if item_table == "delta" else None
+    # Row 0 can be told from others only where a device has the whole table; it matters in the
+    # published code alone, where it is not zero.
+    return Model(
+        constants=constants,
+        init=init,
+        losses={
+            "main": functools.partial(
+                _loss,
+                graphdef=graph(compute),
+                objective=objective,
+                reference=reference,
+                items=warm,
+                shard_items=devices.shard_items,
+            )
+        },
+        optimizers={"main": optimizer(learning_rate, bound, keep_first=reference)},
+        batches=batches.epoch,
+        encode_items=encode_items,
+        encode_users=encode_users,
+        steps_per_epoch=batches.steps,
+        examples_per_epoch=batches.targets,
+        epochs=epochs,
+        examples=batches.examples,
+        devices=devices,
+        sharding=sharding,
+    )
 
-    graphdef, params = nnx.split(nnx.eval_shape(make))
-    return graphdef, jax.tree_util.tree_map_with_path(filled, params)
+
+def optimizer(
+    learning_rate: float, max_delta_norm: float | None, *, keep_first: bool = True
+) -> optax.GradientTransformation:
+    """Adam at a constant rate; the rows of the parameter "delta", if there is one, are clipped.
+
+    Args:
+        learning_rate: constant.
+        max_delta_norm: see `jaxcold.models.transforms.clip_row_norm`; None: there is no delta.
+        keep_first: never clip row 0, that of padding.
+    """
+    adam = optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)
+    if max_delta_norm is None:
+        return adam
+
+    def is_delta(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "delta", params)
+
+    clip = clip_row_norm(max_delta_norm, first=int(keep_first))
+    return optax.chain(adam, optax.masked(clip, is_delta))
 
 
-def _path(keys: tuple[Any, ...]) -> str:
-    return "/".join(str(key.key) for key in keys if hasattr(key, "key"))
+def _tables(item_table: ItemTable) -> tuple[str, ...]:
+    """The parameters with a row per item."""
+    return {"random": ("items",), "content": ("items",), "delta": ("delta",)}.get(item_table, ())
+
+
+def _content_table(
+    content: np.ndarray, warm: int, rows: int, sharded: bool, devices: parallel.Devices
+) -> Array:
+    """f32[rows, d] on the devices: row 0 zero, then the content of warm items, then zeros."""
+
+    def block(first: int, last: int) -> np.ndarray:
+        table = np.zeros((last - first, content.shape[1]), np.float32)
+        ids = np.arange(max(first, 1), min(last, warm + 1))
+        table[ids - first] = content[ids - 1]
+        return table
+
+    if not sharded:
+        return devices.put(block(0, rows))
+    size = rows // devices.n
+    return devices.stack(lambda shard: block(shard * size, (shard + 1) * size))
+
+
+class _Batches:
+    """Epochs of training windows as tokens."""
+
+    def __init__(
+        self,
+        dataset: SequenceDataset,
+        max_length: int,
+        which: str,
+        batch_size: int,
+        reference: bool,
+        devices: parallel.Devices,
+    ):
+        self._windows = windows(dataset.train, max_length, which)
+        lengths = self._windows.counts - 1
+        if not len(lengths):
+            raise DataError(
+                f"{dataset.name}: no training user has two items; there is nothing to learn"
+            )
+        self._users = dataset.user_ids[window_rows(dataset.train, max_length, which)]
+        self._item_ids = dataset.item_ids
+        self._batch_size, self._reference, self._devices = batch_size, reference, devices
+        self._capacity = packing.capacity_for(lengths, -(-batch_size // devices.n))
+        self.steps = -(-self._windows.rows // batch_size)
+        self.targets = int(lengths.sum())
+
+    def epoch(self, rng: np.random.Generator) -> Iterator[Tokens]:
+        """Batches of shuffled windows."""
+        order = rng.permutation(self._windows.rows)
+        devices = self._devices
+
+        def batches() -> Iterator[Tokens]:
+            for start in range(0, len(order), self._batch_size):
+                rows = self._windows.take(order[start : start + self._batch_size])
+                inputs, targets = packing.inputs_and_targets(rows)
+                if self._reference:
+                    tokens = packing.pad_shards(inputs, targets, devices.n)
+                else:
+                    tokens = packing.pack_shards(inputs, targets, self._capacity, devices.n)
+                yield tokens if devices.mesh is None else devices.put(tokens, sharded=True)
+
+        return prefetch(batches())
+
+    def examples(self, rng: np.random.Generator, number: int) -> dict[str, np.ndarray]:
+        """Users of a batch's windows, and the last target of each."""
+        size = self._batch_size
+        taken = rng.permutation(self._windows.rows)[number * size : (number + 1) * size]
+        last = self._windows.indices[self._windows.indptr[taken + 1] - 1]
+        return {"user": self._users[taken], "item": self._item_ids[last]}
 
 
 def _check(options: dict[str, Any]) -> None:

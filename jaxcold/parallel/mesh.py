@@ -76,11 +76,9 @@ class Devices(NamedTuple):
             return jax.device_put(tree, shardings)
         return jax.tree.map(_put_local_shards, tree, shardings)
 
-    def shardings(
-        self, tree: Any, sharded: Collection[str] | bool = (), *, required: bool = True
-    ) -> Any:
+    def shardings(self, tree: Any, sharded: Collection[str] | bool = ()) -> Any:
         """The sharding of every array of a tree; see `sharding_tree`."""
-        return jax.tree.map(self.sharding, sharding_tree(tree, sharded, required=required))
+        return jax.tree.map(self.sharding, sharding_tree(tree, sharded))
 
     def stack(self, make_shard: Callable[[int], np.ndarray]) -> Array:
         """A sharded array whose shards a function makes, one at a time.
@@ -143,7 +141,7 @@ def choose(
     return Devices(parallelism, mesh, shard_items)  # type: ignore[arg-type]
 
 
-def sharding_tree(tree: Any, names: Collection[str] | bool, *, required: bool = True) -> Any:
+def sharding_tree(tree: Any, names: Collection[str] | bool) -> Any:
     """The tree with True for each array that is sharded along its first axis, else False.
 
     A name matches an array if it is the last field or key on the way to it: "delta" matches
@@ -155,8 +153,6 @@ def sharding_tree(tree: Any, names: Collection[str] | bool, *, required: bool = 
     Args:
         tree: of arrays. A named field may be None or empty; then there is nothing to shard.
         names: of the sharded arrays; True or False for all arrays.
-        required: whether every name has to match; False for the trees in which some names may be
-            missing, such as the state of an optimizer without moments.
 
     Raises:
         ValueError: naming what matches nothing.
@@ -173,7 +169,7 @@ def sharding_tree(tree: Any, names: Collection[str] | bool, *, required: bool = 
 
     marked = jax.tree_util.tree_map_with_path(is_sharded, tree, is_leaf=_is_empty)
     missing = sorted(set(names) - matched)
-    if required and missing:
+    if missing:
         raise ValueError(
             f"sharding: no array is called {', '.join(missing)}; an array is named by the last "
             "field or key on the way to it"

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,8 +67,14 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 def keep_rows(path: str | os.PathLike, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
     """Rewrites a metrics.jsonl, if there is one, with the wanted rows alone."""
     if os.path.exists(path):
-        kept = [row for row in read_rows(path) if wanted(row)]
-        write_atomic(path, b"".join(to_json(row).encode() + b"\n" for row in kept))
+        _write_rows(path, [row for row in read_rows(path) if wanted(row)])
+
+
+def replace_row(path: str | os.PathLike, number: int, row: Mapping[str, Any]) -> None:
+    """Replaces one row of a metrics.jsonl; the file is replaced whole."""
+    rows = read_rows(path)
+    rows[number] = dict(row)
+    _write_rows(path, rows)
 
 
 def write_users(path: str | os.PathLike, slices: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -169,6 +175,10 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value
+
+
+def _write_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_atomic(path, b"".join(to_json(row).encode() + b"\n" for row in rows))
 
 
 def _whole_lines(file: Any) -> int:

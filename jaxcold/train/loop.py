@@ -39,14 +39,13 @@ def fit(
     step: Step,
     state: TrainState,
     *,
-    epochs: int,
     seed: int,
-    on_step: Callable[[int, dict[str, float]], None] = lambda step, logs: None,
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     on_epoch: Callable[[int, TrainState], bool] = lambda epoch, state: False,
     due: Callable[[int], bool] = lambda done: False,
     on_due: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
-    """Trains for a number of epochs; each epoch's order follows from (seed, epoch) alone.
+    """Trains for the model's epochs; each epoch's order follows from (seed, epoch) alone.
 
     A state of step n goes on with batch n: the result is that of a run without a break.
 
@@ -54,9 +53,8 @@ def fit(
         model: from a model file's ``build``.
         step: from `make_step`.
         state: from `init_state`, or of an earlier run; its buffers are donated.
-        epochs: passes over the training data.
         seed: of the order of batches and of the keys given to the loss.
-        on_step: called with the number of a finished step (from 0) and its logs.
+        on_step: called with the number of a finished step (from 0) and its metrics.
         on_epoch: called with the number of a finished epoch (from 1) and the state after it; what
             is true ends the training there.
         due: asked after every step, with the number of steps behind it, ...
@@ -65,6 +63,7 @@ def fit(
 
     Raises:
         DivergedError: naming the step, at most `Model.in_flight` steps after it.
+        ValueError: if an epoch has another number of batches than `Model.steps_per_epoch`.
     """
     key = jax.random.key(seed)
     first = done = int(state.step)
@@ -73,10 +72,10 @@ def fit(
     def settle(limit: int) -> None:
         nonlocal done
         while len(in_flight) > limit:
-            logs = {name: float(value) for name, value in in_flight.popleft().items()}
-            if not math.isfinite(logs["loss"]):
-                raise diverged(f"the loss is {logs['loss']}", done)
-            on_step(done, logs)
+            metrics = {name: float(value) for name, value in in_flight.popleft().items()}
+            if not math.isfinite(metrics["loss"]):
+                raise diverged(f"the loss is {metrics['loss']}", done)
+            on_step(done, metrics)
             done += 1
 
     def settle_all() -> None:
@@ -95,23 +94,28 @@ def fit(
         return error
 
     size = model.steps_per_epoch
-    enough = False
-    for epoch in range(first // size, epochs):
-        if enough:
+    finished = False
+    for epoch in range(first // max(size, 1), model.epochs if size else 0):
+        if finished:
             break
-        batches = model.batches(_order(seed, epoch))
-        for number, batch in enumerate(batches, epoch * size):
-            if number < first:  # behind us
+        number = epoch * size - 1
+        for number, batch in enumerate(model.batches(_order(seed, epoch)), epoch * size):
+            if number == (epoch + 1) * size:
+                break
+            if number < first:  # trained before the interruption
                 continue
-            state, logs = step(state, model.fixed, batch, key)
-            in_flight.append(logs)
+            state, metrics = step(state, model.constants, batch, key)
+            in_flight.append(metrics)
             settle(model.in_flight)
             if number + 1 == (epoch + 1) * size:
                 settle_all()
-                enough = on_epoch(epoch + 1, state)
+                finished = on_epoch(epoch + 1, state)
             if due(number + 1):
                 settle_all()
                 on_due(state)
+        if number + 1 != (epoch + 1) * size:
+            made = "more" if number + 1 > (epoch + 1) * size else f"{number + 1 - epoch * size}"
+            raise ValueError(f"epoch {epoch + 1} has {made} batches; steps_per_epoch is {size}")
     return state
 
 

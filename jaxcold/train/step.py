@@ -17,26 +17,31 @@ class TrainState(NamedTuple):
     """Everything a step changes."""
 
     step: Array  # i32[]
-    params: Any
-    opt_state: Any
-    extra: Any  # state without gradients
+    params: dict[str, Any]  # group -> parameters
+    opt_state: dict[str, Any]  # group -> state of its optimizer
+    model_state: Any  # what has no gradient, such as moving averages
 
 
 Step = Callable[[TrainState, Any, Any, Array], tuple[TrainState, dict[str, Array]]]
 
 
-def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Fresh parameters and optimizer state of a seed, placed on the model's devices."""
-    params, extra = model.init(seed)
-    start = functools.partial(TrainState, jnp.zeros((), jnp.int32), params, extra=extra)
-    devices, split = model.devices or parallel.ONE, model.sharding.state
+def init_state(model: Model, seed: int) -> TrainState:
+    """Fresh parameters and optimizer states of a seed, on the model's devices."""
+    params, model_state = model.init(seed)
+    devices = model.devices or parallel.ONE
+
+    def start(params: Any) -> Any:
+        return {group: optimizer.init(params[group]) for group, optimizer in _optimizers(model)}
+
+    step = jnp.zeros((), jnp.int32)
     if devices.mesh is None:
-        return start(opt_state=optimizer.init(params))
-    # Moments as large as a table come into being where they stay.
-    shapes = jax.eval_shape(optimizer.init, params)
-    shardings = devices.shardings(shapes, split, required=False)  # without moments, no name
-    made = jax.jit(optimizer.init, out_shardings=shardings)(params)
-    return devices.put(start(opt_state=made), split)
+        return TrainState(step, params, start(params), model_state)
+    # Moments as large as a table are made where they stay.
+    shapes = TrainState(step, params, jax.eval_shape(start, params), model_state)
+    placed = devices.shardings(shapes, model.sharding.state)
+    opt_state = jax.jit(start, out_shardings=placed.opt_state)(params)
+    state = TrainState(step, params, opt_state, model_state)
+    return devices.put(state, model.sharding.state)
 
 
 def place(model: Model, state: TrainState) -> TrainState:
@@ -47,52 +52,82 @@ def place(model: Model, state: TrainState) -> TrainState:
     return devices.put(state, model.sharding.state)
 
 
-def make_step(model: Model, optimizer: optax.GradientTransformation) -> Step:
-    """Compiles ``step(state, fixed, batch, key) -> (state, logs)``; the old state is donated.
+def _optimizers(model: Model) -> list[tuple[str, optax.GradientTransformation]]:
+    """The groups in the order in which a step updates them, with their optimizers."""
+    if model.losses.keys() != model.optimizers.keys():
+        raise ValueError(
+            f"losses are of the groups {sorted(model.losses)}, optimizers of "
+            f"{sorted(model.optimizers)}; give one of each per group"
+        )
+    return [(group, model.optimizers[group]) for group in model.losses]
 
-    The loss returns a weighted sum and the weight; dividing after the sum keeps the mean right
-    for a padded last batch and for unequal parts of the devices. All arrays have their whole
-    shapes, however they are split, so that a state does not depend on the devices.
+
+def make_step(model: Model) -> Step:
+    """Compiles ``step(state, constants, batch, key) -> (state, metrics)``; the state is donated.
+
+    A loss returns a weighted sum and the weight; dividing after the sum keeps the mean right for a
+    padded last batch and for unequal shards. All arrays have their whole shapes, however they are
+    sharded, so that a state does not depend on the devices.
+
+    The metric "loss" is the sum over the groups; of several groups, "loss/GROUP" is each one's.
     """
-    devices, split = model.devices or parallel.ONE, model.sharding
+    devices, sharding = model.devices or parallel.ONE, model.sharding
     axis = devices.axis
+    optimizers = _optimizers(model)
+    options = {} if axis is None else {"axis": axis}
+
+    def group_loss(group: str, params: dict[str, Any], *arguments: Any) -> Any:
+        """The loss of a group as a function of its own parameters, which come last."""
+        *arguments, own = arguments  # type: ignore[assignment]
+        return model.losses[group]({**params, group: own}, *arguments, **options)
 
     def shard_step(
-        state: TrainState, fixed: Any, batch: Any, key: Array
+        state: TrainState, constants: Any, batch: Any, key: Array
     ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key, state.step)
-        own = model.loss if axis is None else functools.partial(model.loss, axis=axis)
-        loss = jax.value_and_grad(own, has_aux=True)
-        (total, (weight, extra, logs)), grads = loss(state.params, state.extra, fixed, batch, key)
-        # A row of a split table has its whole gradient where it is.
-        whole = jax.tree.map(
-            lambda g, divided: g if divided else parallel.sum_over_devices(g, axis),
-            grads,
-            parallel.sharding_tree(grads, split.state, required=False),
-        )
-        total, weight, logs = parallel.sum_over_devices((total, weight, logs), axis)
-        # A batch of weight 0 moves nothing.
-        scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, 1e-30), 0.0)
-        grads = jax.tree.map(lambda g: g * scale, whole)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        logs = {"loss": total * scale, **logs}
-        return TrainState(state.step + 1, params, opt_state, extra), logs
+        params, opt_state, model_state = {**state.params}, {**state.opt_state}, state.model_state
+        sharded = parallel.sharding_tree(state, sharding.state).params
+        metrics: dict[str, Array] = {}
+        means: dict[str, Array] = {}
+        for group, optimizer in optimizers:
+            loss = functools.partial(
+                group_loss, group, {**params}, model_state, constants, batch, key
+            )
+            (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(params[group])
+            weight, model_state, measured = aux
+            # A row of a sharded table has its whole gradient where it is.
+            grads = jax.tree.map(
+                lambda g, whole: g if whole else parallel.sum_over_devices(g, axis),
+                grads,
+                sharded[group],
+            )
+            total, weight, measured = parallel.sum_over_devices((total, weight, measured), axis)
+            # A batch of weight 0 moves nothing.
+            scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, 1e-30), 0.0)
+            grads = jax.tree.map(lambda g, scale=scale: g * scale, grads)
+            updates, opt_state[group] = optimizer.update(grads, opt_state[group], params[group])
+            params[group] = optax.apply_updates(params[group], updates)
+            means[group] = total * scale
+            metrics |= measured
+        if len(means) > 1:
+            metrics |= {f"loss/{group}": mean for group, mean in means.items()}
+        metrics["loss"] = sum(means.values(), jnp.zeros(()))
+        return TrainState(state.step + 1, params, opt_state, model_state), metrics
 
     def step(
-        state: TrainState, fixed: Any, batch: Any, key: Array
+        state: TrainState, constants: Any, batch: Any, key: Array
     ) -> tuple[TrainState, dict[str, Array]]:
         if axis is None:
-            return shard_step(state, fixed, batch, key)
-        inside = parallel.sharding_tree(state, split.state)
+            return shard_step(state, constants, batch, key)
+        inside = parallel.sharding_tree(state, sharding.state)
         return parallel.run_on_devices(
             devices,
             shard_step,
-            (state, fixed, batch, key),
+            (state, constants, batch, key),
             (
                 inside,
-                parallel.sharding_tree(fixed, split.fixed),
-                parallel.sharding_tree(batch, split.batch),
+                parallel.sharding_tree(constants, sharding.constants),
+                parallel.sharding_tree(batch, sharding.batch),
                 False,
             ),
             (inside, False),

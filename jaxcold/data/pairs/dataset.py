@@ -1,4 +1,4 @@
-"""What a data set is once it is loaded: interactions, content, a split, and the questions asked.
+"""A data set of pairs once it is loaded: interactions, content and a split.
 
 Everything here is plain and immutable. Readers make it, splits divide it, models and evaluation
 only read it. U users, I items, D feature width, n pairs.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcold.types import Csr, EvalSlice, Representations
+from jaxcold.types import Csr, Representations
 
 PARTS = ("warm_train", "warm_val", "warm_test", "cold_val", "cold_test")
 
@@ -66,28 +66,6 @@ class ColdSplit:
         """i32[Iv + It]: validation and test items together, ascending."""
         return np.sort(np.concatenate([self.cold_val_items, self.cold_test_items]))
 
-    def slices(self) -> dict[str, EvalSlice]:
-        """The questions to ask of a model, by name.
-
-        For SET in val, test:
-
-        - ``SET/warm``: all warm items compete, less the user's training items.
-        - ``SET/cold``: all cold items compete, validation and test together.
-        - ``SET/cold_own``: only the cold items of the set compete.
-
-        Exposure is counted over the warm items, or over the cold items of the set.
-        """
-        history = self.train.by_user()
-        result = {}
-        for name, own in (("val", self.cold_val_items), ("test", self.cold_test_items)):
-            result[f"{name}/warm"] = _slice(
-                self.pairs[f"warm_{name}"], self.warm_items, self.warm_items, history
-            )
-            cold = self.pairs[f"cold_{name}"]
-            result[f"{name}/cold"] = _slice(cold, self.cold_items, own)
-            result[f"{name}/cold_own"] = _slice(cold, own, own)
-        return result
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -116,17 +94,3 @@ class Dataset:
             interactions=self.interactions._replace(user=user, item=item, time=None),
             split=replace(self.split, pairs=pairs),
         )
-
-
-def _slice(
-    pairs: np.ndarray, candidates: np.ndarray, items: np.ndarray, history: Csr | None = None
-) -> EvalSlice:
-    """The users who hold pairs of this part, with what is right and what may be recommended."""
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    users, row = np.unique(pairs[:, 0], return_inverse=True)
-    positives = Csr.from_pairs(row, pairs[:, 1], len(users))
-    if history is None:
-        exclude = Csr(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32))
-    else:
-        exclude = history.take(users)
-    return EvalSlice(users.astype(np.int32), positives, exclude, candidates, items)

@@ -5,7 +5,7 @@ data; a model that needs one adds its own.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,3 +40,9 @@ class SequenceDataset:
     user_ids: np.ndarray  # external ids; row r < train.rows is the user of train row r
     item_ids: np.ndarray  # external ids, row = item id
     statistics: Mapping[str, int]  # counts for the report
+
+    def without_tests(self) -> "SequenceDataset":
+        """The data to choose with: no test sequence is left. Cold items keep their content."""
+        none = Csr(np.zeros(1, np.int64), np.zeros(0, np.int32))
+        empty = np.zeros(0, np.int32)
+        return replace(self, test=EvalSequences(empty, none, empty))

@@ -1,7 +1,7 @@
-"""SEMCo's half that knows the data: what its steps read, on one device or many.
+"""Pairs of users and items as arrays on the devices: what the steps of SEMCo's models read.
 
-A data set becomes arrays that stay on the devices and epochs of batches of one shape,
-whatever the encoder and the loss.
+Content features and users' histories stay on the devices; an epoch is a sequence of batches of one
+shape. The encoder and the loss are up to the method.
 """
 
 import functools
@@ -24,20 +24,21 @@ from jaxcold.data.pairs.batches import (
     shuffled_pairs,
     touched_items,
 )
-from jaxcold.data.pairs.dataset import Dataset
+from jaxcold.data.pairs.dataset import ContentFeatures, Dataset
 from jaxcold.models import encoders
 from jaxcold.models.layers import Compute, Moments, catalogue_moments
-from jaxcold.types import Csr, Representations, ShardingSpec
+from jaxcold.types import Csr, ShardingSpec
 
 ENCODE = ("all", "active")
 BATCH_NORM = ("catalogue", "batch")
 
 
-class Fixed(NamedTuple):
-    """What no step changes; items are numbered among the N warm ones.
+class Constants(NamedTuple):
+    """Arrays that no step changes; items are numbered among the N warm ones.
 
-    Of n devices each has the rows of its items, and of the histories these items, from 0. Its part
-    of `indptr` has U + 1 entries; parts of `indices` end in zeros that make them equally long.
+    Each of n devices has the features of its items, and of the histories only its items, counted
+    from 0. Its shard of `indptr` has U + 1 entries; shards of `indices` are padded with zeros to
+    equal lengths.
     """
 
     features: tuple[Array, ...]  # M x f32[N, D_m] unit rows; empty when streamed from the host
@@ -45,14 +46,15 @@ class Fixed(NamedTuple):
     moments: tuple[Moments, ...]
     indptr: Array  # i32[U + 1] users' training histories
     indices: Array  # i32[nnz]
-    other: tuple[Moments, ...] | None = None  # after training, where not `moments`
-    length: Array | None = None  # i32[U] of whole histories, where `indptr` is of parts
-    whole: tuple[Array, Array] | None = None  # all of indptr and indices, where asked for
+    # Statistics of another catalogue that normalise items after training; None: `moments`.
+    served_moments: tuple[Moments, ...] | None = None
+    length: Array | None = None  # i32[U] of whole histories, where `indptr` is sharded
+    unsharded: tuple[Array, Array] | None = None  # the whole indptr and indices, on every device
 
     @property
     def served(self) -> tuple[Moments, ...]:
         """The statistics that normalise items after training."""
-        return self.other or self.moments
+        return self.served_moments or self.moments
 
 
 class Epoch(NamedTuple):
@@ -77,24 +79,24 @@ class Batch(NamedTuple):
     features: tuple[Array, ...] = ()
 
 
-# The arrays of `Fixed` and `Batch` that are split over devices.
-SPLIT = ShardingSpec(fixed=("features", "present", "indptr", "indices"), batch=("features",))
+# The arrays of `Constants` and `Batch` that are sharded over devices.
+SHARDING = ShardingSpec(constants=("features", "present", "indptr", "indices"), batch=("features",))
 
 
 class Histories(NamedTuple):
-    """The histories of a batch's users, end to end, each distinct user's once."""
+    """The concatenated histories of a batch's users, each distinct user's once."""
 
     item: Array  # i32[T]
-    row: Array  # i32[T]: the batch row it belongs to, B where the place is unused
-    leader: Array  # i32[B]: the first row of the same user, which carries the history
+    row: Array  # i32[T]: the batch row it belongs to, B where the slot is unused
+    first_row: Array  # i32[B]: the first row of the same user, to which the history belongs
     length: Array  # i32[B]: of the row's user, on all devices; 0 for rows of weight 0
 
 
-def gather_histories(fixed: Fixed, user: Array, weight: Array, slots: Array) -> Histories:
+def gather_histories(constants: Constants, user: Array, weight: Array, slots: Array) -> Histories:
     """Expands compressed rows into flat ids of one shape.
 
     Args:
-        fixed: users' histories as compressed rows.
+        constants: users' histories as compressed rows.
         user: i32[B].
         weight: [B]; rows of weight 0 get no history.
         slots: i32[T] = arange(T); T is at least the entries of the distinct users.
@@ -103,27 +105,27 @@ def gather_histories(fixed: Fixed, user: Array, weight: Array, slots: Array) -> 
         On one of many devices, the part of the histories that it has.
     """
     rows = user.shape[0]
-    place = jnp.arange(rows)
-    users = fixed.indptr.shape[0] - 1
-    own = jnp.where(weight > 0, fixed.indptr[user + 1] - fixed.indptr[user], 0)
-    length = own if fixed.length is None else jnp.where(weight > 0, fixed.length[user], 0)
-    leader = jnp.full(users, rows, place.dtype).at[user].min(place)[user]
-    carried = jnp.where(leader == place, own, 0)
-    end = jnp.cumsum(carried)
-    row = jnp.repeat(place, carried, total_repeat_length=slots.shape[0])
+    row_number = jnp.arange(rows)
+    users = constants.indptr.shape[0] - 1
+    own = jnp.where(weight > 0, constants.indptr[user + 1] - constants.indptr[user], 0)
+    length = own if constants.length is None else jnp.where(weight > 0, constants.length[user], 0)
+    first_row = jnp.full(users, rows, row_number.dtype).at[user].min(row_number)[user]
+    entries = jnp.where(first_row == row_number, own, 0)
+    end = jnp.cumsum(entries)
+    row = jnp.repeat(row_number, entries, total_repeat_length=slots.shape[0])
     used = slots < end[-1]
-    at = fixed.indptr[user[row]] + slots - (end - carried)[row]
-    item = fixed.indices[jnp.where(used, at, 0)]
-    return Histories(item, jnp.where(used, row, rows), leader, length)
+    at = constants.indptr[user[row]] + slots - (end - entries)[row]
+    item = constants.indices[jnp.where(used, at, 0)]
+    return Histories(item, jnp.where(used, row, rows), first_row, length)
 
 
 def unpack(
-    fixed: Fixed, batch: Batch, items: int, axis: str | None = None
+    constants: Constants, batch: Batch, items: int, axis: str | None = None
 ) -> tuple[Histories, Array, Array]:
     """Histories, positives i32[B] and weights f32[B] of a batch.
 
     Args:
-        fixed: of the model.
+        constants: of the model.
         batch: one step's.
         items: of each device; where another has the positive, it is `items`.
         axis: of the devices.
@@ -131,7 +133,7 @@ def unpack(
     epoch, at = batch.epoch, batch.at
     user, weight = epoch.user[at], epoch.weight[at]
     positive = parallel.local_index(epoch.item[at], items, axis)
-    return gather_histories(fixed, user, weight, epoch.slots), positive, weight
+    return gather_histories(constants, user, weight, epoch.slots), positive, weight
 
 
 def choose(name: str, value: str, choices: Sequence[str]) -> None:
@@ -143,11 +145,12 @@ def choose(name: str, value: str, choices: Sequence[str]) -> None:
 class Prepared(NamedTuple):
     """A data set made ready for training and embedding, whatever the encoder."""
 
-    fixed: Fixed
+    constants: Constants
     batches: Callable[[np.random.Generator], Iterator[Batch]]
     steps_per_epoch: int
     examples_per_epoch: int
-    represent: Callable[[nnx.State], Representations]
+    # (parameters of an encoder, content of n items or None for all) -> f32[n, out]
+    encode_items: Callable[[nnx.State, ContentFeatures | None], np.ndarray]
     widths: tuple[int, ...]  # features of each mode
     items: int  # that each device encodes
     examples: Callable[[np.random.Generator, int], dict[str, np.ndarray]]  # of `Model`
@@ -162,11 +165,11 @@ def prepare(
     stream: bool = False,
     compute: Compute = "float32",
     devices: parallel.Devices = parallel.ONE,
-    whole: bool = False,
+    unsharded_histories: bool = False,
 ) -> Prepared:
     """The half of `semco.build` that knows the data; the arguments are explained there.
 
-    With `whole` every device gets all histories too, where they are split.
+    With `unsharded_histories` every device gets all histories too, where they are sharded.
     """
     choose("encode", encode, ENCODE)
     choose("batch_norm", batch_norm, BATCH_NORM)
@@ -188,34 +191,34 @@ def prepare(
     pair_user, pair_item = split.train.user, local[split.train.item]
     histories = Csr.from_pairs(pair_user, pair_item, split.train.num_users)
 
-    # Of so many items each device knows features and histories; the last ones may not exist.
-    parts = devices.n
-    items = devices.rows(len(warm)) // parts
+    # Every device has features and histories of `items` items; the last ones may be padding.
+    shards = devices.n
+    items = devices.rows(len(warm)) // shards
     owner = histories.indices // items
-    entries_of_part = np.bincount(owner, minlength=parts)
+    entries_of_shard = np.bincount(owner, minlength=shards)
 
     def warm_rows(mode: int, ids: np.ndarray) -> np.ndarray:
         known = np.where((ids >= 0) & (ids < len(warm)), warm[np.minimum(ids, len(warm) - 1)], -1)
-        found = vectors.take_unit_rows(tables[mode], present[mode], known)
-        return found if compute == "float32" else found.astype(jnp.bfloat16)
+        rows = vectors.take_unit_rows(tables[mode], present[mode], known)
+        return rows if compute == "float32" else rows.astype(jnp.bfloat16)
 
-    def of_part(part: int) -> np.ndarray:
-        return np.arange(part * items, (part + 1) * items)
+    def ids_of(shard: int) -> np.ndarray:
+        return np.arange(shard * items, (shard + 1) * items)
 
     def features(mode: int) -> Array:
-        return devices.stack(lambda part: warm_rows(mode, of_part(part)))
+        return devices.stack(lambda shard: warm_rows(mode, ids_of(shard)))
 
-    def there(mask: np.ndarray) -> Array:
-        known = np.pad(mask[warm], (0, parts * items - len(warm)))
-        return devices.stack(lambda part: known[of_part(part)])
+    def presence(mask: np.ndarray) -> Array:
+        known = np.pad(mask[warm], (0, shards * items - len(warm)))
+        return devices.stack(lambda shard: known[ids_of(shard)])
 
-    def indptr(part: int) -> np.ndarray:
-        before = np.concatenate([[0], np.cumsum(owner == part)])
+    def indptr(shard: int) -> np.ndarray:
+        before = np.concatenate([[0], np.cumsum(owner == shard)])
         return before[histories.indptr].astype(np.int32)
 
-    def indices(part: int) -> np.ndarray:
-        own = histories.indices[owner == part] - np.int32(part * items)
-        return np.pad(own, (0, entries_of_part.max() - len(own)))
+    def indices(shard: int) -> np.ndarray:
+        own = histories.indices[owner == shard] - np.int32(shard * items)
+        return np.pad(own, (0, entries_of_shard.max() - len(own)))
 
     def moments_of(items: np.ndarray) -> tuple[Moments, ...]:
         return tuple(
@@ -223,45 +226,49 @@ def prepare(
             for table, p in zip(tables, present, strict=True)
         )
 
-    lengths, whole_lengths, everything = histories.counts, None, None
+    lengths, length, unsharded = histories.counts, None, None
     if devices.mesh is not None:
-        whole_lengths = devices.put(lengths.astype(np.int32))
-        if whole:
-            everything = devices.put((histories.indptr.astype(np.int32), histories.indices))
-    fixed = Fixed(
+        length = devices.put(lengths.astype(np.int32))
+        if unsharded_histories:
+            unsharded = devices.put((histories.indptr.astype(np.int32), histories.indices))
+    constants = Constants(
         features=() if stream else tuple(map(features, range(len(modes)))),
-        present=tuple(map(there, present)) if some_missing else None,
+        present=tuple(map(presence, present)) if some_missing else None,
         moments=devices.put(moments_of(warm)),
         indptr=devices.stack(indptr),
         indices=devices.stack(indices),
-        other=devices.put(moments_of(np.arange(len(local)))) if batch_norm == "batch" else None,
-        length=whole_lengths,
-        whole=everything,
+        served_moments=(
+            devices.put(moments_of(np.arange(len(local)))) if batch_norm == "batch" else None
+        ),
+        length=length,
+        unsharded=unsharded,
     )
 
-    def represent(params: nnx.State) -> Representations:
-        served, many = fixed.served, devices.mesh is not None
-        if many:  # one device of each host is enough
+    def encode_items(params: nnx.State, features: ContentFeatures | None) -> np.ndarray:
+        features = content if features is None else features
+        served, several = constants.served, devices.mesh is not None
+        if several:  # one device of each host is enough
             params, served = parallel.fetch((params, served))
-        encoder = encoders.trained(params, served)
-        item = encoders.encode(encoder, tables, present, together=many)
-        return Representations(vectors.history_means(split.train.by_user(), item), item)
+        rows = [features.tables[mode] for mode in modes]
+        masks = [features.present[mode] for mode in modes]
+        together = several and features is content
+        return encoders.encode(encoders.trained(params, served), rows, masks, together=together)
 
     def needs(user: np.ndarray, item: np.ndarray) -> tuple[int, int, np.ndarray]:
-        """History entries and touched items that a step makes room for, and these items."""
+        """Capacities in history entries and in items that a step needs, and those items."""
         users = np.unique(user)
-        if parts == 1 and encode == "all":
+        if shards == 1 and encode == "all":
             return int(lengths[users].sum()), 0, np.zeros(0, np.int64)
         taken = histories.take(users).indices
-        entries = int(np.bincount(taken // items).max())  # the fullest part decides
+        entries = int(np.bincount(taken // items).max())  # the fullest shard decides
         if encode == "all":
             return entries, 0, np.zeros(0, np.int64)
         ids = touched_items(item, taken, len(warm))
         return entries, int(np.bincount(ids // items).max()), ids
 
-    # One shape is one compiled program. A step that needs more gets more, whatever came before.
+    # One shape is one compiled program. A step that needs more gets a larger one of its own.
     sample = shuffled_pairs(pair_user, pair_item, batch_size, np.random.default_rng(0), SAMPLE)
-    room = capacity_of_steps(needs(*step)[:2] for step in zip(*sample[:2], strict=True))
+    capacities = capacity_of_steps(needs(*step)[:2] for step in zip(*sample[:2], strict=True))
 
     @functools.cache
     def counter(size: int) -> Array:
@@ -269,27 +276,27 @@ def prepare(
 
     def batches(rng: np.random.Generator) -> Iterator[Batch]:
         pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
-        # An epoch is small beside the rest of one device, not beside its part on many.
+        # An epoch is small beside the arrays of one device, not beside a shard of them.
         placed = devices.put(pairs) if devices.mesh is None else None
 
-        def made() -> Iterator[Batch]:
+        def steps() -> Iterator[Batch]:
             for i, step in enumerate(zip(*pairs[:2], strict=True)):
                 *need, ids = needs(*step)
                 entries, capacity = (
-                    r if n <= r else round_up(n) for n, r in zip(need, room, strict=True)
+                    r if n <= r else round_up(n) for n, r in zip(need, capacities, strict=True)
                 )
                 capacity = min(capacity, items) if encode == "active" else 0
-                epoch = placed or devices.put([part[i : i + 1] for part in pairs])
+                epoch = placed or devices.put([array[i : i + 1] for array in pairs])
                 at = devices.put(np.int32(i if placed else 0))
                 features: tuple[Array, ...] = ()
                 if stream:
-                    own = apart(ids, items, parts, capacity).reshape(-1)
-                    found = tuple(warm_rows(mode, own) for mode in range(len(modes)))
-                    features = devices.put(found, sharded=True)
+                    own = apart(ids, items, shards, capacity).reshape(-1)
+                    rows = tuple(warm_rows(mode, own) for mode in range(len(modes)))
+                    features = devices.put(rows, sharded=True)
                 epoch = Epoch._make((*epoch, counter(entries), counter(capacity)))
                 yield Batch(epoch, at, features)
 
-        yield from prefetch(made()) if stream or devices.mesh is not None else made()
+        yield from prefetch(steps()) if stream or devices.mesh is not None else steps()
 
     def examples(rng: np.random.Generator, at: int) -> dict[str, np.ndarray]:
         pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
@@ -300,11 +307,11 @@ def prepare(
         }
 
     return Prepared(
-        fixed,
+        constants,
         batches,
         -(-len(pair_user) // batch_size),
         len(pair_user),
-        represent,
+        encode_items,
         tuple(table.shape[1] for table in tables),
         items,
         examples,

@@ -1,0 +1,5 @@
+"""SASRec trained from content."""
+
+from experiments.models.sasrec import with_table
+
+METHOD = with_table("content")

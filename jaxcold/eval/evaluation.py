@@ -1,0 +1,44 @@
+"""A model's metrics on evaluation slices."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcold import parallel
+from jaxcold.eval.metrics import Metrics, evaluate
+from jaxcold.eval.ranking import top_k
+from jaxcold.types import Csr, EvalSlice, Model, Representations
+
+
+def evaluate_model(
+    model: Model,
+    params: Any,
+    model_state: Any,
+    slices: Mapping[str, EvalSlice],
+    cutoffs: Sequence[int],
+) -> dict[str, Metrics]:
+    """Metrics of every slice, by its name.
+
+    Items are encoded once, and users once for all slices that share their histories.
+
+    Args:
+        model: its vectors rank the candidates.
+        params: of the model.
+        model_state: of the model.
+        slices: by name.
+        cutoffs: list lengths to report.
+    """
+    items = model.encode_items(params, model_state)
+    encoded: list[tuple[Csr, np.ndarray]] = []
+    result = {}
+    for name, eval_slice in slices.items():
+        histories = eval_slice.histories
+        known = [users for read, users in encoded if read is histories]
+        users = known[0] if known else model.encode_users(params, model_state, items, histories)
+        if not known:
+            encoded.append((histories, users))
+        devices = model.devices or parallel.ONE
+        lists = top_k(Representations(users, items), eval_slice, max(cutoffs), devices=devices)
+        result[name] = evaluate(lists, eval_slice, cutoffs)
+    return result
