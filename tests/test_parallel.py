@@ -205,7 +205,7 @@ def test_best_lists_are_those_of_one_device(form):
     candidates = np.sort(rng.choice(30, 21, replace=False)).astype(np.int32)
     hidden = Csr.from_pairs(rng.integers(0, 7, 40), rng.integers(0, 30, 40), 7)
     nobody = Csr.from_pairs(np.zeros(0, int), np.zeros(0, int), 7)
-    question = EvalSlice(np.arange(7), nobody, hidden, candidates, candidates)
+    question = EvalSlice(np.arange(7), nobody, nobody, hidden, candidates, candidates)
     vectors = Representations(user, item)
     for k in (4, 25):
         want = top_k(vectors, question, k, method="host")

@@ -22,7 +22,7 @@ def metrics_of(seed, users=40, items=30):
     nothing = Csr(np.zeros(users + 1, np.int64), np.zeros(0, np.int32))
     pool = np.arange(items, dtype=np.int32)
     topk = TopK(ids, lists, np.zeros(lists.shape, np.float32))
-    return evaluate(topk, EvalSlice(ids, positives, nothing, pool, pool), [5, 20])
+    return evaluate(topk, EvalSlice(ids, nothing, positives, nothing, pool, pool), [5, 20])
 
 
 def test_summarise_by_hand():
