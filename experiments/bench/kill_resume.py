@@ -31,9 +31,9 @@ import jax
 import numpy as np
 from absl import app
 
-import experiments.items
 import experiments.main
-import experiments.sequences  # with what every process needs imported here, once
+import experiments.pairs
+import experiments.sequences  # what every process needs is imported once, before the fork
 from experiments import runner
 from experiments.bench.toy import write_log, write_mmrec
 

@@ -17,13 +17,14 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxcold import compat, parallel
+from jaxcold import parallel
 from jaxcold.data import content as vectors
 from jaxcold.models.layers import (
     Affine,
     Compute,
     Dense,
     ModalityFusion,
+    ModuleList,
     Moments,
     NormedDense,
     fill_state,
@@ -50,7 +51,7 @@ class ContentEncoder(nnx.Module):
         rngs: nnx.Rngs,
         compute: Compute = "float32",
     ):
-        self.modes = compat.List([NormedDense(width, hidden, rngs=rngs) for width in widths])
+        self.modes = ModuleList([NormedDense(width, hidden, rngs=rngs) for width in widths])
         self.fusion = (
             ModalityFusion(len(widths), hidden, attention_layers, rngs=rngs, compute=compute)
             if len(widths) > 1
