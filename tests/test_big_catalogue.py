@@ -148,7 +148,7 @@ def test_few_batches_are_in_memory_at_once(dataset):
     model = big_catalogue.build(dataset, SIZES._replace(batch=100))
     begun = settled = 0
 
-    def step(state, fixed, batch, key):
+    def step(state, constants, batch, key):
         nonlocal begun, most
         begun += 1
         most = max(most, begun - settled)
@@ -159,7 +159,8 @@ def test_few_batches_are_in_memory_at_once(dataset):
         settled += 1
 
     most = 0
-    fit(model, step, TrainState(jnp.int32(0), {}, {}, None), epochs=1, seed=0, on_step=on_step)
+    model = model._replace(epochs=1)
+    fit(model, step, TrainState(jnp.int32(0), {}, {}, None), seed=0, on_step=on_step)
     assert settled == model.steps_per_epoch == 30
     assert most == model.in_flight + 1 == 3
 
