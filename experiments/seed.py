@@ -243,7 +243,7 @@ class _Training:
         }
 
     def chosen(self, state: TrainState) -> tuple[TrainState, int]:
-        """The state that is tested and saved, and its epoch: with patience the best, or the last."""
+        """The state that is tested and saved, and its epoch: with patience the best one."""
         last = int(state.step) // max(self.steps, 1)
         best = self._best_step()
         if best is None:

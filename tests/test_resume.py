@@ -7,15 +7,18 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 from test_checkpoint import spoil
 from test_main import small
 
-from experiments import clothing, main, runner
+from experiments import clothing, main, runner, seed
 from experiments import config as base
+from experiments import task as tasks
 from experiments import workdir as rundir
 from experiments.bench.kill_resume import outcome
 from experiments.bench.toy import write_mmrec
-from jaxcold.data.pairs.load import load
+from experiments.setup import make_setup
+from jaxcold.eval.evaluation import evaluate_model
 from jaxcold.reporting import run_log
 from jaxcold.reporting.progress import Progress
 from jaxcold.train.checkpoint import Checkpoints
@@ -83,9 +86,7 @@ def newest_of(folder):
 def test_cut_runs_end_in_the_same_bits(model, data, tmp_path, monkeypatch, capsys):
     config = config_of(data, model)
     runner.run(config, tmp_path / "whole")
-    steps = runner.setup(
-        config, *_loaded(config), tmp_path / "unused", runner.Console()
-    ).model.steps_per_epoch
+    steps = setup_of(config, tmp_path).model.steps_per_epoch
     assert steps > 10
     # Before the first checkpoint, at the end of an epoch, and, for one model, in the second seed.
     for number, cut in enumerate((2, steps, 2 * steps + 5)[: 3 if model == "semco" else 2]):
@@ -107,15 +108,18 @@ def test_cut_runs_end_in_the_same_bits(model, data, tmp_path, monkeypatch, capsy
     assert "takes its place" in said
 
 
-def _loaded(config):
-    dataset = load(**config.data.to_dict())
-    return dataset, dataset.split.slices()
+def setup_of(config, folder):
+    """What a run of the config makes before it trains."""
+    task = tasks.of(config)
+    dataset = task.load(config)
+    slices = task.slices(config, dataset)
+    return make_setup(config, dataset, slices, folder, folder, Console())
 
 
 def test_a_finished_run_is_shown_again_not_run(data, tmp_path, monkeypatch, capsys):
     config = config_of(data)
     first = runner.run(config, tmp_path / "run")
-    monkeypatch.setattr(runner, "_train", None)
+    monkeypatch.setattr(seed, "train", None)
     again = runner.run(config, tmp_path / "run")
     assert again["metrics"].keys() == first["metrics"].keys()
     assert "--overwrite runs it again" in capsys.readouterr().out
@@ -177,12 +181,13 @@ def test_the_best_checkpoint_is_left_when_asked_for(data, tmp_path):
     assert best < max(scores)  # or the newest would do
     (left,) = (tmp_path / "run" / rundir.BEST / "seed_0").iterdir()
     assert left.name == str(best)
-    run = runner.setup(config, *_loaded(config), tmp_path / "unused", runner.Console())
-    like = init_state(run.model, run.optimizer, 0)
-    state, note = Checkpoints(left.parent).restore(like)
-    vectors = run.model.represent(state.params, state.extra, "val")
-    assert runner.evaluate_on(run, vectors, "val/cold").mean()["ndcg@5"] == scores[best]
-    assert note["best"] == {"score": scores[best], "epoch": best // run.model.steps_per_epoch}
+    setup = setup_of(config, tmp_path)
+    model, slices = setup.model, {"val": setup.slices["val/cold"]}
+    state, metadata = Checkpoints(left.parent).restore(init_state(model, 0))
+    metrics = evaluate_model(model, state.params, state.model_state, slices, (5,))["val"]
+    assert metrics.mean()["ndcg@5"] == scores[best]
+    assert metadata["stopping"]["best_score"] == scores[best]
+    assert metadata["stopping"]["best_epoch"] == best // model.steps_per_epoch
 
 
 def entry(data, workdir):

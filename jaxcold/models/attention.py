@@ -3,7 +3,9 @@
 Tokens are a list; attention alone looks at rectangles, see `jaxcold.data.sequences.batches`.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,6 +53,16 @@ def split_key(key: Array | None, parts: int) -> list[Array | None]:
     return [None] * parts if key is None else list(jax.random.split(key, parts))
 
 
+# One function for all layers: Flax 0.11 keeps it in a layer's structure, and two models of another
+# structure are two programs.
+_normal = nnx.initializers.normal(INIT)
+
+
+@functools.cache
+def _uniform(bound: float) -> Callable[[Array, Any, Any], Array]:
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 class Block(nnx.Module):
     """Attention and a feed-forward layer, each with the residual of its normalised input."""
 
@@ -65,12 +77,8 @@ class Block(nnx.Module):
     ):
         # Flax rounds parameters and inputs to a layer's dtype; None leaves them as they are.
         dtype = None if compute == "float32" else jnp.bfloat16
-        normal = nnx.initializers.normal(INIT)
         # Xavier over the three projections as one [d, 3 d] matrix: what the reference keeps.
-        bound = math.sqrt(6 / (4 * dim))
-
-        def uniform(key: Array, shape: Any, dtype: Any) -> Array:
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
+        uniform = _uniform(math.sqrt(6 / (4 * dim)))
 
         def linear(init: Any) -> nnx.Linear:
             return nnx.Linear(dim, dim, kernel_init=init, dtype=dtype, rngs=rngs)
@@ -80,7 +88,7 @@ class Block(nnx.Module):
 
         self.norm1, self.norm2 = norm(), norm()
         self.query, self.key, self.value = linear(uniform), linear(uniform), linear(uniform)
-        self.out, self.first, self.second = linear(normal), linear(normal), linear(normal)
+        self.out, self.first, self.second = linear(_normal), linear(_normal), linear(_normal)
         self.heads = heads
         self.dropout = dropout
 

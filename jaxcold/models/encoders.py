@@ -24,6 +24,7 @@ from jaxcold.models.layers import (
     Compute,
     Dense,
     ModalityFusion,
+    ModuleList,
     Moments,
     NormedDense,
     fill_state,
@@ -50,7 +51,7 @@ class ContentEncoder(nnx.Module):
         rngs: nnx.Rngs,
         compute: Compute = "float32",
     ):
-        self.modes = nnx.List([NormedDense(width, hidden, rngs=rngs) for width in widths])
+        self.modes = ModuleList([NormedDense(width, hidden, rngs=rngs) for width in widths])
         self.fusion = (
             ModalityFusion(len(widths), hidden, attention_layers, rngs=rngs, compute=compute)
             if len(widths) > 1

@@ -15,6 +15,9 @@ from jaxcold.data import content as vectors
 
 Compute = Literal["float32", "bfloat16"]
 
+# A list of submodules: Flax 0.12 asks for `nnx.List`, Flax 0.11 has plain lists.
+ModuleList: Any = getattr(nnx, "List", list)
+
 
 def rounded(x: Array, compute: Compute) -> Array:
     """What a matrix product multiplies: x itself, or in 8 bits of mantissa."""

@@ -18,7 +18,7 @@ from jaxcold import parallel
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences.batches import Tokens
 from jaxcold.models.attention import INIT, Block, drop_some, split_key
-from jaxcold.models.layers import Compute, fill_state, named_arrays
+from jaxcold.models.layers import Compute, ModuleList, fill_state, named_arrays
 from jaxcold.types import Csr
 
 ItemTable = Literal["random", "content", "frozen", "delta"]
@@ -49,7 +49,7 @@ class SASRec(nnx.Module):
         self.items = nnx.Param(start) if item_table in ("random", "content") else None
         self.delta = nnx.Param(start) if item_table == "delta" else None
         self.position = nnx.Param(INIT * jax.random.normal(rngs.params(), (max_length, dim)))
-        self.blocks = nnx.List(
+        self.blocks = ModuleList(
             [Block(dim, heads, dropout, rngs=rngs, compute=compute) for _ in range(blocks)]
         )
         self.norm = nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)

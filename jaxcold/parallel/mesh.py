@@ -227,6 +227,8 @@ def run_on_devices(
             tree,
         )
 
+    if jax.__version_info__ < (0, 8):  # JAX 0.7 makes pmap of shard_map only when asked
+        jax.config.update("jax_pmap_shmap_merge", True)
     mapped = jax.pmap(
         body,
         axis_name=AXIS,
