@@ -14,7 +14,7 @@ from jaxcold.data import content as vectors
 from jaxcold.data.pairs import batches
 from jaxcold.data.pairs.batches import prefetch, shuffled_pairs
 from jaxcold.data.pairs.dataset import Interactions
-from jaxcold.models import semco_data
+from jaxcold.models import pair_batches
 from jaxcold.train.loop import fit
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import Csr
@@ -114,7 +114,7 @@ def test_a_step_with_unusual_users_gets_more_room_alone(dataset, monkeypatch):
     train = Interactions(user, items[: len(user)], SIZES.users, SIZES.items)
     split = replace(dataset.split, train=train, warm_items=np.unique(train.item))
     data, sizes = replace(dataset, split=split), SIZES._replace(batch=8)
-    monkeypatch.setattr(semco_data, "SAMPLE", 1)
+    monkeypatch.setattr(pair_batches, "SAMPLE", 1)
     model = big_catalogue.build(data, sizes)
     made = list(model.batches(np.random.default_rng(1)))
     rooms = [(len(batch.epoch.slots), len(batch.epoch.active)) for batch in made]
