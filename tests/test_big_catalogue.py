@@ -14,7 +14,7 @@ from jaxcold.data import content as vectors
 from jaxcold.data.pairs import batches
 from jaxcold.data.pairs.batches import prefetch, shuffled_pairs
 from jaxcold.data.pairs.dataset import Interactions
-from jaxcold.models import semco_data
+from jaxcold.models import pair_batches
 from jaxcold.train.loop import fit
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import Csr
@@ -114,7 +114,7 @@ def test_a_step_with_unusual_users_gets_more_room_alone(dataset, monkeypatch):
     train = Interactions(user, items[: len(user)], SIZES.users, SIZES.items)
     split = replace(dataset.split, train=train, warm_items=np.unique(train.item))
     data, sizes = replace(dataset, split=split), SIZES._replace(batch=8)
-    monkeypatch.setattr(semco_data, "SAMPLE", 1)
+    monkeypatch.setattr(pair_batches, "SAMPLE", 1)
     model = big_catalogue.build(data, sizes)
     made = list(model.batches(np.random.default_rng(1)))
     rooms = [(len(batch.epoch.slots), len(batch.epoch.active)) for batch in made]
@@ -148,7 +148,7 @@ def test_few_batches_are_in_memory_at_once(dataset):
     model = big_catalogue.build(dataset, SIZES._replace(batch=100))
     begun = settled = 0
 
-    def step(state, fixed, batch, key):
+    def step(state, constants, batch, key):
         nonlocal begun, most
         begun += 1
         most = max(most, begun - settled)
@@ -159,7 +159,8 @@ def test_few_batches_are_in_memory_at_once(dataset):
         settled += 1
 
     most = 0
-    fit(model, step, TrainState(jnp.int32(0), {}, {}, None), epochs=1, seed=0, on_step=on_step)
+    model = model._replace(epochs=1)
+    fit(model, step, TrainState(jnp.int32(0), {}, {}, None), seed=0, on_step=on_step)
     assert settled == model.steps_per_epoch == 30
     assert most == model.in_flight + 1 == 3
 

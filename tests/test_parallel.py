@@ -1,4 +1,4 @@
-"""Many devices, simulated: what one device computes, with each holding and moving its part."""
+"""Training on several simulated devices gives the results of one device."""
 
 import functools
 import os
@@ -17,16 +17,19 @@ from test_sequential_runs import config_of as sequences_config
 from experiments import runner
 from experiments.bench import scaling
 from experiments.bench.toy import write_log
-from jaxcold import models, parallel
+from jaxcold import parallel
 from jaxcold.eval.ranking import top_k
+from jaxcold.models import distillation as distillation_model
+from jaxcold.models import sasrec as sasrec_model
+from jaxcold.models import semco as semco_model
+from jaxcold.models.transforms import clip_row_norm
 from jaxcold.reporting import run_log
 from jaxcold.sparse import linear_entmax_sum, sharded_entmax_sum
-from jaxcold.train import transforms as optim
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Csr, EvalSlice, Representations
 
-# Every pair of a form and a model that has its own line of code takes minutes to compile; these
-# stand for them every time, the others when asked for.
+# To compile every pair of a parallelism and a model takes many minutes; a few run every time, the
+# others when asked for.
 THOROUGH = pytest.mark.skipif(
     not os.environ.get("JAXCOLD_THOROUGH"), reason="set JAXCOLD_THOROUGH=1 for all combinations"
 )
@@ -41,17 +44,18 @@ def quick():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def steps(model, optimizer, number=5):
+def steps(model, optimizers, number=5):
     """The state after some steps, whatever the length of an epoch, and what they logged."""
-    step, state = make_step(model, optimizer), init_state(model, optimizer, 0)
-    logs, epoch = [], 0
-    while len(logs) < number:
+    model = model._replace(optimizers=optimizers)
+    step, state = make_step(model), init_state(model, 0)
+    metrics, epoch = [], 0
+    while len(metrics) < number:
         for batch in model.batches(np.random.default_rng(epoch)):
-            if len(logs) < number:
-                state, found = step(state, model.fixed, batch, jax.random.key(1))
-                logs.append(jax.device_get(found))
+            if len(metrics) < number:
+                state, measured = step(state, model.constants, batch, jax.random.key(1))
+                metrics.append(jax.device_get(measured))
         epoch += 1
-    return state, logs
+    return state, metrics
 
 
 def equal(got, want, tolerance=2e-5):
@@ -82,11 +86,11 @@ def compare(kind, devices, same=(), **changes):
         same: options that make no difference to the results.
         changes: options.
     """
-    state, logs = kind(devices, **changes, **dict(same))
+    state, metrics = kind(devices, **changes, **dict(same))
     wanted, expected = alone(kind, **changes)
     equal(state.params, wanted.params)
-    equal(state.extra, wanted.extra)
-    equal(logs, expected)
+    equal(state.model_state, wanted.model_state)
+    equal(metrics, expected)
     assert int(state.step) == 5
     return state
 
@@ -99,13 +103,13 @@ def golden(name):
 
 def semco(devices, **changes):
     # 1 of the last batch's 19 rows is there, and 30 items are not divisible by 4 or 8 either.
-    model = models.build("semco", tiny(golden), devices=devices, **SEMCO | changes)
+    model = semco_model.build(tiny(golden), epochs=1, devices=devices, **SEMCO | changes)
     assert model.examples_per_epoch % 19
-    return steps(model, optax.sgd(0.1))
+    return steps(model, {"main": optax.sgd(0.1)})
 
 
 @pytest.mark.parametrize(
-    ("form", "count", "same", "changes"),
+    ("parallelism", "count", "same", "changes"),
     [
         ("pmap", 8, {}, {"user_vector": "leave_one_out"}),
         ("shard_map", 3, {"encode": "active", "stream": True}, {"user_vector": "leave_one_out"}),
@@ -115,8 +119,8 @@ def semco(devices, **changes):
         pytest.param("shard_map", 8, {}, {"alpha": 1.5, "gradient": "autodiff"}, marks=THOROUGH),
     ],
 )
-def test_semco(form, count, same, changes, quick):
-    compare(semco, parallel.choose(form, count=count), same, **changes)
+def test_semco(parallelism, count, same, changes, quick):
+    compare(semco, parallel.choose(parallelism, count=count), same, **changes)
 
 
 DISTILLATION = {
@@ -136,21 +140,20 @@ DISTILLATION = {
 
 
 def distillation(devices, *, online, **changes):
-    name = "semco_online" if online else "semco_offline"
-    model = models.build(name, tiny(golden), devices=devices, **DISTILLATION | changes)
+    options = {"online": online, "epochs": 5, "devices": devices, **DISTILLATION}
+    model = distillation_model.build(tiny(golden), **options | changes)
     stops = model.steps_per_epoch
     assert stops < 4  # a student learns, and looks at a teacher that has stopped
-    optimizer = optim.in_turn(
-        optax.sgd(0.1),
-        optax.sgd(0.1),
-        teacher_stops=stops,
-        student_starts=0 if online else stops,
-    )
-    return steps(model, optimizer)
+    starts = 0 if online else stops
+    optimizers = {
+        "teacher": optax.conditionally_mask(optax.sgd(0.1), lambda step: step < stops),
+        "student": optax.conditionally_mask(optax.sgd(0.1), lambda step: step >= starts),
+    }
+    return steps(model, optimizers)
 
 
 @pytest.mark.parametrize(
-    ("form", "count", "shard_items", "changes"),
+    ("parallelism", "count", "shard_items", "changes"),
     [
         ("pmap", 8, True, {"online": True, "ema": 0.5}),
         pytest.param("shard_map", 4, False, {"online": True, "ema": 0.5}, marks=THOROUGH),
@@ -158,29 +161,29 @@ def distillation(devices, *, online, **changes):
         pytest.param("jit", None, True, {"online": False}, marks=THOROUGH),
     ],
 )
-def test_distillation(form, count, shard_items, changes, quick):
-    devices = parallel.choose(form, count=count, shard_items=shard_items)
+def test_distillation(parallelism, count, shard_items, changes, quick):
+    devices = parallel.choose(parallelism, count=count, shard_items=shard_items)
     compare(distillation, devices, **changes)
 
 
-SASREC = {"batch_size": 29, "dim": 8, "max_length": 6, "blocks": 1, "dropout": 0.0}
+SASREC = {"epochs": 1, "batch_size": 29, "dim": 8, "max_length": 6, "blocks": 1, "dropout": 0.0}
 
 
 def sasrec(devices, *, adam=False, **changes):
     # Of the last batch there are 2 sequences: fewer than devices.
-    model = models.build("sasrec", circle(), devices=devices, **SASREC | changes)
+    model = sasrec_model.build(circle(), devices=devices, **SASREC | changes)
     assert circle().train.rows % SASREC["batch_size"] == 2
     if not adam:
-        return steps(model, optax.sgd(0.1))
+        return steps(model, {"main": optax.sgd(0.1)})
     # Some gradients are zero but for rounding; Adam would make steps of them.
     bounded = optax.masked(
-        optim.clip_row_norm(0.05), lambda params: parallel.sharding_tree(params, ("delta",))
+        clip_row_norm(0.05), lambda params: parallel.sharding_tree(params, ("delta",))
     )
-    return steps(model, optax.chain(optax.adam(1e-2, eps=1e-2), bounded))
+    return steps(model, {"main": optax.chain(optax.adam(1e-2, eps=1e-2), bounded)})
 
 
 @pytest.mark.parametrize(
-    ("form", "count", "shard_items", "changes"),
+    ("parallelism", "count", "shard_items", "changes"),
     [
         ("pmap", 4, False, {"item_table": "random", "alpha": 2.0}),
         pytest.param("pmap", 4, True, {"item_table": "random", "alpha": 2.0}, marks=THOROUGH),
@@ -193,12 +196,12 @@ def sasrec(devices, *, adam=False, **changes):
         pytest.param("jit", None, True, {"item_table": "delta", "adam": True}, marks=THOROUGH),
     ],
 )
-def test_sasrec(form, count, shard_items, changes, quick):
-    compare(sasrec, parallel.choose(form, count=count, shard_items=shard_items), **changes)
+def test_sasrec(parallelism, count, shard_items, changes, quick):
+    compare(sasrec, parallel.choose(parallelism, count=count, shard_items=shard_items), **changes)
 
 
-@pytest.mark.parametrize("form", ["pmap", "shard_map"])
-def test_best_lists_are_those_of_one_device(form):
+@pytest.mark.parametrize("parallelism", ["pmap", "shard_map"])
+def test_best_lists_are_those_of_one_device(parallelism):
     rng = np.random.default_rng(0)
     # Small whole numbers: equal scores, and no rounding.
     user, item = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (7, 30))
@@ -209,7 +212,7 @@ def test_best_lists_are_those_of_one_device(form):
     vectors = Representations(user, item)
     for k in (4, 25):
         want = top_k(vectors, question, k, method="host")
-        got = top_k(vectors, question, k, block_users=3, devices=parallel.choose(form))
+        got = top_k(vectors, question, k, block_users=3, devices=parallel.choose(parallelism))
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -221,17 +224,20 @@ def test_no_device_holds_a_whole_table(quick):
     tables = [leaf for leaf, divided in leaves if divided]
     assert len(tables) == 3  # and both of Adam's moments
     assert all(leaf.sharding.is_fully_replicated for leaf, divided in leaves if not divided)
-    model = models.build("sasrec", circle(), devices=devices, **SASREC)
-    for table in (*tables, model.fixed.content):
+    model = sasrec_model.build(circle(), devices=devices, **SASREC)
+    for table in (*tables, model.constants.content):
         assert {piece.data.shape for piece in table.addressable_shards} == {(4, 8)}
     # One shape for any number of devices: so are checkpoints.
-    one = models.build("sasrec", circle(), devices=parallel.choose(shard_items=True), **SASREC)
+    one = sasrec_model.build(circle(), devices=parallel.choose(shard_items=True), **SASREC)
     shapes = [list(map(jnp.shape, jax.tree.leaves(p))) for p in (one.init(0)[0], state.params)]
     assert shapes[0] == shapes[1]
     # What is trained is served.
-    served = model.represent(state.params, (), "test")
-    wanted = one.represent(jax.device_get(state.params), (), "test")
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), served, wanted)
+    histories = circle().train
+    params = jax.device_get(state.params)
+    items, wanted = model.encode_items(state.params, ()), one.encode_items(params, ())
+    np.testing.assert_allclose(items, wanted, atol=1e-6)
+    users = model.encode_users(state.params, (), items, histories)
+    np.testing.assert_allclose(users, one.encode_users(params, (), wanted, histories), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +250,7 @@ def test_bytes_held_and_moved_are_those_of_the_formulas(kind, alpha, shard_items
     assert not found.looped
 
 
-def test_only_the_search_of_a_threshold_speaks_inside_a_loop():
+def test_only_the_threshold_search_communicates_inside_a_loop():
     devices = parallel.choose("shard_map", count=4, shard_items=True)
     found = scaling.sasrec(devices, alpha=1.5)
     assert {move.kind for move in found.looped} == {"all-reduce"}

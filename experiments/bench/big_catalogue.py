@@ -7,7 +7,7 @@ read as steps need them, while earlier steps run. Printed are
 
 - the seconds that it takes to make the data, and to prepare them for training;
 - milliseconds per step, from the end of one to the end of the next: median and quartiles;
-- the share of that time in which no step ran because the host was not ready. It is an upper
+- the fraction of that time in which no step ran because the host was not ready. It is an upper
   bound: where the last step had ended by the time that a batch came, all of the wait for the
   batch counts;
 - items encoded per step, and the bytes of features read for them;

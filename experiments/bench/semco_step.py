@@ -5,7 +5,7 @@ turn by turn, so that load from outside hits all alike; times are medians. Print
 
 - this machine's float32 matmul peak at the encoder's shapes: the better of the first layer's
   forward product ``[N, D] @ [D, h]`` and its weight gradient ``[D, N] @ [N, h]``;
-- the step's time, its FLOP/s and their share of that peak. A step of N warm items, D features,
+- the step's time, its FLOP/s and their fraction of that peak. A step of N warm items, D features,
   widths h and d, and B pairs needs::
 
       FLOPs = 2 * 2 N D h    first layer: forward, weight gradient (features need no gradient)
@@ -14,7 +14,7 @@ turn by turn, so that load from outside hits all alike; times are medians. Print
 
   Nothing else is counted: batch norm's moments, histories, loss and optimizer are overhead;
 - sparsemax and entmax15 over softmax;
-- the share of an epoch that the host spends making batches;
+- the fraction of an epoch that the host spends making batches;
 - memory: the process at its peak, and what the compiled step asks for;
 - where torch and entmax are importable, the same step in PyTorch from the same initial
   parameters, next to ours once more. It comes last: idle threads of the two slow each other.
