@@ -152,6 +152,9 @@ def build(dataset: Dataset, sizes: Sizes, *, stream: bool = True) -> Model:
     return semco.build(
         dataset,
         batch_size=sizes.batch,
+        epochs=semco_step.EPOCHS,
+        l2=semco_step.MAPS["sparsemax"].l2,
+        learning_rate=semco_step.RATE,
         alpha=2.0,
         tau=5.0,
         hidden=sizes.hidden,
@@ -198,8 +201,7 @@ def train(model: Model, steps: int) -> tuple[list[float], list[float], list[floa
         When each step had ended; how long the device was without work at most before each; the
         losses; and the first batch.
     """
-    optimizer = semco_step.optimizer_of(model, semco_step.MAPS["sparsemax"])
-    compiled = make_step(model, optimizer)
+    compiled = make_step(model)
     ended: list[float] = []
     idle: list[float] = []
     losses: list[float] = []
@@ -208,9 +210,9 @@ def train(model: Model, steps: int) -> tuple[list[float], list[float], list[floa
 
     def step(*args: Any) -> Any:
         nonlocal last
-        state, logs = compiled(*args)
-        last = logs["loss"]
-        return state, logs
+        state, metrics = compiled(*args)
+        last = metrics["loss"]
+        return state, metrics
 
     def batches(rng: np.random.Generator) -> Iterator[Any]:
         asked = time.perf_counter()
@@ -222,13 +224,13 @@ def train(model: Model, steps: int) -> tuple[list[float], list[float], list[floa
             yield batch
             asked = time.perf_counter()
 
-    def on_step(_: int, logs: dict[str, float]) -> None:
+    def on_step(_: int, metrics: dict[str, float]) -> None:
         ended.append(time.perf_counter())
-        losses.append(logs["loss"])
+        losses.append(metrics["loss"])
 
-    state = init_state(model, optimizer, SEED)
-    part = model._replace(batches=batches, steps_per_epoch=steps)
-    jax.block_until_ready(fit(part, step, state, epochs=1, seed=SEED, on_step=on_step))
+    state = init_state(model, SEED)
+    first_steps = model._replace(batches=batches, steps_per_epoch=steps, epochs=1)
+    jax.block_until_ready(fit(first_steps, step, state, seed=SEED, on_step=on_step))
     return ended, idle, losses, first[0]
 
 
@@ -254,7 +256,8 @@ def measure(sizes: Sizes, steps: int) -> Measured:
         parts = dict(peaks)
         skip = min(WARM_UP, steps - 1)
         users, items = (np.asarray(x)[:steps] for x in first.epoch[:2])
-        histories = Csr(np.asarray(model.fixed.indptr, np.int64), np.asarray(model.fixed.indices))
+        constants = model.constants
+        histories = Csr(np.asarray(constants.indptr, np.int64), np.asarray(constants.indices))
         warm = len(dataset.split.warm_items)
         active = [
             len(touched_items(item, histories.take(np.unique(user)).indices, warm))

@@ -6,27 +6,39 @@ values published for it. Both are measured turn by turn in one run; times are me
 after the teacher has stopped.
 """
 
+from typing import Any
+
 import numpy as np
 from absl import app, flags, logging
 
 from experiments.bench import semco_step
-from experiments.bench.semco_step import EPOCHS, RATE, Map, Sizes, stepper
+from experiments.bench.semco_step import EPOCHS, RATE, SEED, Map, Sizes, stepper
 from experiments.bench.timing import median_times
-from jaxcold import models
 from jaxcold.data.pairs.dataset import Dataset
-from jaxcold.train import transforms as optim
+from jaxcold.models import distillation
 from jaxcold.types import Model
 
 GOAL = 2.2
 TEACHER = Map(2.0, 14.0, 1e-4)  # Clothing's, of the online sparsemax
 
 
-def online(dataset: Dataset, sizes: Sizes, teacher: int, teacher_epochs: int) -> Model:
-    """SEMCo-Online sparsemax with the values published for Clothing."""
-    return models.build(
-        "semco_online",
+def online(dataset: Dataset, sizes: Sizes, teacher: int, teachers: Any = None) -> Model:
+    """SEMCo-Online sparsemax with the values published for Clothing.
+
+    Args:
+        dataset: training pairs and content.
+        sizes: of the data and the student.
+        teacher: both widths of the teacher.
+        teachers: seed to the parameters of a teacher that is trained no more; None: it is trained.
+    """
+    return distillation.build(
         dataset,
         batch_size=sizes.batch,
+        epochs=EPOCHS,
+        online=True,
+        learning_rate=RATE,
+        l2=TEACHER.l2,
+        warmup_epochs=1,
         alpha=TEACHER.alpha,
         tau=16.0,
         teacher_tau=TEACHER.tau,
@@ -34,7 +46,8 @@ def online(dataset: Dataset, sizes: Sizes, teacher: int, teacher_epochs: int) ->
         omega=6.0,
         positives=10,
         ema=0.9,
-        teacher_epochs=teacher_epochs,
+        teacher_epochs=EPOCHS,
+        teachers=teachers,
         gradient="autodiff",
         hidden=sizes.hidden,
         out=sizes.out,
@@ -54,17 +67,13 @@ def measure(sizes: Sizes, teacher: int, repeats: int) -> dict[str, float]:
     dataset = semco_step.generate(sizes)
     base = semco_step.build(dataset, sizes._replace(hidden=teacher, out=teacher), TEACHER)
     batches = list(base.batches(np.random.default_rng(0)))
-    steps = {"base": stepper(base, semco_step.optimizer_of(base, TEACHER), batches)}
-    for name, epochs in {"online": EPOCHS, "online, teacher stopped": 0}.items():
-        model = online(dataset, sizes, teacher, epochs)
-        optimizer = optim.distillation(
-            RATE,
-            TEACHER.l2,
-            teacher_stops=epochs * model.steps_per_epoch,
-            student_starts=0,
-            warm_up_steps=model.steps_per_epoch,
-        )
-        steps[name] = stepper(model, optimizer, batches)
+    both = online(dataset, sizes, teacher)
+    stopped = online(dataset, sizes, teacher, {SEED: both.init(SEED)[0]["teacher"]})
+    steps = {
+        "base": stepper(base, batches),
+        "online": stepper(both, batches),
+        "online, teacher stopped": stepper(stopped, batches),
+    }
     return median_times(steps, repeats)
 
 

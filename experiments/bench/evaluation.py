@@ -29,7 +29,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each measurement", lower_
 _BLOCK = 256  # users, for the two baselines
 
 
-def question(users: int, items: int, width: int) -> tuple[Representations, EvalSlice]:
+def make_task(users: int, items: int, width: int) -> tuple[Representations, EvalSlice]:
     """Unit vectors and seven held-out items per user."""
     rng = np.random.default_rng(0)
     vectors = []
@@ -40,8 +40,15 @@ def question(users: int, items: int, width: int) -> tuple[Representations, EvalS
     positives = Csr.from_pairs(held, rng.integers(0, items, len(held)), users)
     nothing = Csr(np.zeros(users + 1, np.int64), np.zeros(0, np.int32))
     pool = np.arange(items, dtype=np.int32)
-    asked = EvalSlice(np.arange(users, dtype=np.int32), positives, nothing, pool, pool)
-    return Representations(*vectors), asked
+    eval_slice = EvalSlice(
+        users=np.arange(users, dtype=np.int32),
+        histories=nothing,
+        positives=positives,
+        exclude=nothing,
+        candidates=pool,
+        items=pool,
+    )
+    return Representations(*vectors), eval_slice
 
 
 @jax.jit
@@ -64,14 +71,14 @@ def blocks(work: Callable, vectors: Representations, *args: int) -> None:
 def main(_: list[str]) -> None:
     """Measures and prints."""
     k = _K.value
-    vectors, asked = question(_USERS.value, _ITEMS.value, _WIDTH.value)
+    vectors, eval_slice = make_task(_USERS.value, _ITEMS.value, _WIDTH.value)
     before = peak_memory()
-    topk = top_k(vectors, asked, k)
-    evaluate(topk, asked, [k])
+    topk = top_k(vectors, eval_slice, k)
+    evaluate(topk, eval_slice, [k])
     ours = peak_memory()
     works: dict[str, Callable[[], object]] = {
-        "rank": lambda: top_k(vectors, asked, k),
-        "metrics": lambda: evaluate(topk, asked, [k]),
+        "rank": lambda: top_k(vectors, eval_slice, k),
+        "metrics": lambda: evaluate(topk, eval_slice, [k]),
         "matmul alone": lambda: blocks(_product, vectors),
         "jit matmul + lax.top_k": lambda: blocks(_product_and_top_k, vectors, k),
     }

@@ -31,8 +31,8 @@ import jax
 import numpy as np
 from absl import app
 
-import experiments.items
 import experiments.main
+import experiments.pairs
 import experiments.sequences  # with what every process needs imported here, once
 from experiments import runner
 from experiments.bench.toy import write_log, write_mmrec

@@ -52,9 +52,9 @@ from jaxcold.data.sequences.dataset import EvalSequences, SequenceDataset
 from jaxcold.data.sequences.load import load_sequences
 from jaxcold.data.sequences.split import windows
 from jaxcold.models import sasrec
+from jaxcold.models.sequence_encoder import SASRec
 from jaxcold.sparse import fenchel_young_loss
 from jaxcold.sparse.linear_sum import tile_rows
-from jaxcold.train import transforms as optim
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import Csr, MissingDataError, Model
 
@@ -154,6 +154,8 @@ def build(dataset: SequenceDataset, sizes: Sizes, alpha: float, **options: Any) 
     return sasrec.build(
         dataset,
         batch_size=sizes.batch,
+        epochs=1,
+        learning_rate=RATE,
         item_table="delta",
         max_delta_norm=MAX_DELTA_NORM,
         alpha=alpha,
@@ -169,8 +171,8 @@ def build(dataset: SequenceDataset, sizes: Sizes, alpha: float, **options: Any) 
 def densified(model: Model, sizes: Sizes, alpha: float) -> Model:
     """The same model with the logits of all slots and items in one array."""
 
-    def make() -> sasrec.SASRec:
-        return sasrec.SASRec(
+    def make() -> SASRec:
+        return SASRec(
             sizes.items,
             sizes.dim,
             sizes.max_length,
@@ -184,10 +186,14 @@ def densified(model: Model, sizes: Sizes, alpha: float) -> Model:
     graphdef, _ = nnx.split(nnx.eval_shape(make))
 
     def loss(
-        params: Any, extra: Any, fixed: sasrec.Fixed, tokens: packing.Tokens, key: Array
+        params: Any,
+        model_state: Any,
+        constants: sasrec.Constants,
+        tokens: packing.Tokens,
+        key: Array,
     ) -> tuple[Array, tuple[Array, Any, dict[str, Array]]]:
-        module = nnx.merge(graphdef, params)
-        table = module.table(fixed.content)
+        module = nnx.merge(graphdef, params["main"])
+        table = module.table(constants.content)
         logits = module(table, tokens, jax.random.split(key)[0]) @ table[1:].T
         target = jnp.maximum(tokens.target - 1, 0)
         if alpha == 1:
@@ -196,14 +202,14 @@ def densified(model: Model, sizes: Sizes, alpha: float) -> Model:
             losses = fenchel_young_loss(logits, target, alpha)
         real = tokens.target > 0
         total = jnp.sum(jnp.where(real, losses, 0))
-        return total, (jnp.sum(real, dtype=logits.dtype), extra, {})
+        return total, (jnp.sum(real, dtype=logits.dtype), model_state, {})
 
-    return model._replace(loss=loss)
+    return model._replace(losses={"main": loss})
 
 
-def pack_shards(rows: Csr, sizes: Sizes, room: packing.Capacity) -> packing.Tokens:
+def packed(rows: Csr, capacity: packing.Capacity) -> packing.Tokens:
     """A batch as our step takes it."""
-    return packing.pack(*packing.inputs_and_targets(rows), room)
+    return packing.pack(*packing.inputs_and_targets(rows), capacity)
 
 
 def padded(rows: Csr, *, left: bool = False) -> packing.Tokens:
@@ -214,22 +220,18 @@ def padded(rows: Csr, *, left: bool = False) -> packing.Tokens:
     )
 
 
-def optimizer_of() -> optax.GradientTransformation:
-    """The authors'."""
-    return optim.sasrec(RATE, MAX_DELTA_NORM)
-
-
 def _shape(batch: Any) -> tuple[Any, ...]:
     return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def programs(model: Model, start: TrainState, batches: Iterable[Any]) -> dict[tuple[Any, ...], Any]:
     """Compiled steps by the shapes of a batch."""
-    step: Any = make_step(model, optimizer_of())
+    step: Any = make_step(model)
     key = jax.random.key(SEED)
     kinds = {_shape(batch): batch for batch in batches}
     return {
-        kind: step.lower(start, model.fixed, batch, key).compile() for kind, batch in kinds.items()
+        kind: step.lower(start, model.constants, batch, key).compile()
+        for kind, batch in kinds.items()
     }
 
 
@@ -248,8 +250,8 @@ def stepper(
     def once() -> float:
         nonlocal state
         kind, batch = next(turn)
-        state, logs = jax.block_until_ready(compiled[kind](state, model.fixed, batch, key))
-        return float(logs["loss"])
+        state, metrics = jax.block_until_ready(compiled[kind](state, model.constants, batch, key))
+        return float(metrics["loss"])
 
     return once
 
@@ -271,7 +273,7 @@ def torch_stepper(model: Model, sizes: Sizes, batches: Sequence[Csr]) -> Callabl
 
     params = {
         jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): tensor(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model.init(SEED)[0])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model.init(SEED)[0]["main"])
     }
     d, p = sizes.dim, sizes.dropout
 
@@ -316,7 +318,7 @@ def torch_stepper(model: Model, sizes: Sizes, batches: Sequence[Csr]) -> Callabl
     class Whole(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("content", tensor(model.fixed.content))
+            self.register_buffer("content", tensor(model.constants.content))
             self.delta, self.position = (nn.Parameter(params[k]) for k in ("delta", "position"))
             self.blocks = nn.ModuleList(Block(f"blocks.{i}") for i in range(sizes.blocks))
             self.norm = norm("norm")
@@ -370,7 +372,7 @@ def torch_gap(dataset: SequenceDataset, sizes: Sizes, rows: Csr) -> float:
     still = sizes._replace(dropout=0.0)
     model = build(dataset, still, 1.0, reference=True)
     batches = [padded(rows, left=True)]
-    start = init_state(model, optimizer_of(), SEED)
+    start = init_state(model, SEED)
     ours = stepper(model, start, programs(model, start, batches), batches)
     theirs = torch_stepper(model, still, [rows])
     pairs = [(ours(), theirs()) for _ in range(3)]
@@ -446,14 +448,14 @@ def measure(sizes: Sizes, alpha: float, repeats: int) -> Measured:
     model = build(dataset, sizes, alpha)
     dense = densified(model, sizes, alpha)
     rows = windows(dataset.train, sizes.max_length, "last")
-    room = packing.capacity_for(rows.counts - 1, sizes.batch)
-    start = init_state(model, optimizer_of(), SEED)
+    capacity = packing.capacity_for(rows.counts - 1, sizes.batch)
+    start = init_state(model, SEED)
 
     def cut(batch: int) -> list[Csr]:
         return [rows.take(np.arange(i * batch, (i + 1) * batch)) for i in range(sizes.turns)]
 
     whole = cut(sizes.batch)
-    ours = [pack_shards(part, sizes, room) for part in whole]
+    ours = [packed(part, capacity) for part in whole]
     # The line through one point, or two, that the dense forms run at.
     runs = reduced(sizes) if sizes.dense_batch < sizes.batch else [sizes.batch]
     compiled = programs(model, start, ours)

@@ -35,7 +35,6 @@ from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Inte
 from jaxcold.models import semco
 from jaxcold.reporting.tables import peak_memory
 from jaxcold.train.step import init_state, make_step
-from jaxcold.train.transforms import adam_coupled_l2, cosine
 from jaxcold.types import Csr, Model
 
 
@@ -165,12 +164,15 @@ def generate(sizes: Sizes) -> Dataset:
 
 
 def build(dataset: Dataset, sizes: Sizes, chosen: Map, encode: str = "all") -> Model:
-    """SEMCo in the authors' form."""
+    """SEMCo in the authors' form, with their optimizer for 15 epochs."""
     return semco.build(
         dataset,
         batch_size=sizes.batch,
+        epochs=EPOCHS,
         alpha=chosen.alpha,
         tau=chosen.tau,
+        l2=chosen.l2,
+        learning_rate=RATE,
         gradient="autodiff",
         hidden=sizes.hidden,
         out=sizes.out,
@@ -192,31 +194,25 @@ def matmuls(sizes: Sizes) -> dict[str, Callable[[], Any]]:
     }
 
 
-def stepper(model: Model, optimizer: Any, batches: Sequence[Any]) -> Callable[[], float]:
+def stepper(model: Model, batches: Sequence[Any]) -> Callable[[], float]:
     """A function that trains one step, waits for all of it, and returns the loss."""
-    step = make_step(model, optimizer)
-    state, key = init_state(model, optimizer, SEED), jax.random.key(SEED)
+    step = make_step(model)
+    state, key = init_state(model, SEED), jax.random.key(SEED)
     turn = itertools.cycle(batches)
 
     def once() -> float:
         nonlocal state
-        state, logs = jax.block_until_ready(step(state, model.fixed, next(turn), key))
-        return float(logs["loss"])
+        state, metrics = jax.block_until_ready(step(state, model.constants, next(turn), key))
+        return float(metrics["loss"])
 
     return once
 
 
-def optimizer_of(model: Model, chosen: Map) -> Any:
-    """The authors', for 15 epochs."""
-    return adam_coupled_l2(cosine(RATE, EPOCHS * model.steps_per_epoch), chosen.l2)
-
-
-def step_bytes(model: Model, chosen: Map, batch: Any) -> int:
+def step_bytes(model: Model, batch: Any) -> int:
     """Memory of the compiled step: arguments, results and scratch space."""
-    optimizer = optimizer_of(model, chosen)
-    state = init_state(model, optimizer, SEED)
-    step: Any = make_step(model, optimizer)
-    lowered = step.lower(state, model.fixed, batch, jax.random.key(SEED))
+    state = init_state(model, SEED)
+    step: Any = make_step(model)
+    lowered = step.lower(state, model.constants, batch, jax.random.key(SEED))
     used = lowered.compile().memory_analysis()
     return int(
         used.argument_size_in_bytes
@@ -244,7 +240,7 @@ def torch_stepper(
     def tensor(array: Any) -> torch.Tensor:
         return torch.from_numpy(np.array(array))
 
-    initial = model.init(SEED)[0]  # those of `init_state`
+    initial = model.init(SEED)[0]["main"]  # those of `init_state`
     params = {
         jax.tree_util.keystr(path, simple=True, separator="."): tensor(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(initial)
@@ -262,7 +258,7 @@ def torch_stepper(
     optimizer = torch.optim.Adam(encoder.parameters(), lr=RATE, weight_decay=chosen.l2)
     period = EPOCHS * model.steps_per_epoch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period)
-    features = tensor(model.fixed.features[0])
+    features = tensor(model.constants.features[0])
     rows = np.repeat(np.arange(histories.rows), histories.counts)
     means = torch.sparse_coo_tensor(
         np.stack([rows, histories.indices]),
@@ -312,15 +308,15 @@ def measure(sizes: Sizes, repeats: int, threads: int) -> Measured:
     active = build(dataset, sizes, MAPS["sparsemax"], encode="active")
     rng = np.random.default_rng(0)
     batches, active_batches = list(model.batches(rng)), list(active.batches(rng))
-    steps = {name: stepper(m, optimizer_of(m, MAPS[name]), batches) for name, m in models.items()}
+    steps = {name: stepper(m, batches) for name, m in models.items()}
     products = matmuls(sizes)
     rest: dict[str, Callable[[], Any]] = {
-        "active": stepper(active, optimizer_of(active, MAPS["sparsemax"]), active_batches),
+        "active": stepper(active, active_batches),
         "batches": lambda: list(model.batches(rng)),
     }
     losses = {name: once() for name, once in steps.items()}
     seconds = median_times({**products, **steps, **rest}, repeats)
-    scratch = step_bytes(model, MAPS["sparsemax"], batches[0])
+    scratch = step_bytes(model, batches[0])
     peak_bytes = peak_memory()  # before PyTorch adds its own
 
     beside: dict[str, float] = {}
