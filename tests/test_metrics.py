@@ -34,7 +34,8 @@ def case(lists, positives, pool):
     items = np.array(lists, np.int32)
     pool = np.array(pool, np.int32)
     topk = TopK(users, items, np.zeros(items.shape, np.float32))
-    return topk, EvalSlice(users, csr(positives), csr([[]] * len(lists)), pool, pool)
+    nothing = csr([[]] * len(lists))
+    return topk, EvalSlice(users, nothing, csr(positives), nothing, pool, pool)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -48,7 +49,8 @@ def test_golden(golden, name):
     held_out = Csr(data[f"{name}__gt_ptr"], data[f"{name}__gt_items"].astype(np.int32))
     users = np.flatnonzero(held_out.counts)
     pool = data[f"{name}__holdout_items"].astype(np.int32)
-    question = EvalSlice(users, held_out.take(users), csr([[]] * len(users)), pool, pool)
+    nothing = csr([[]] * len(users))
+    question = EvalSlice(users, nothing, held_out.take(users), nothing, pool, pool)
     metrics = evaluate(TopK(users, padded[users], padded[users]), question, [k])
     mean = metrics.mean()
     for metric in ("recall", "ndcg"):

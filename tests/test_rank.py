@@ -20,7 +20,9 @@ def question(users, candidates, exclude=None):
     users = np.array(users, np.int32)
     candidates = np.array(candidates, np.int32)
     hidden = csr(exclude if exclude is not None else [[]] * len(users))
-    return EvalSlice(users, csr([[0]] * len(users)), hidden, candidates, candidates)
+    return EvalSlice(
+        users, csr([[]] * len(users)), csr([[0]] * len(users)), hidden, candidates, candidates
+    )
 
 
 def integers(rng, rows, width, high=3):
