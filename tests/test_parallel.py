@@ -28,12 +28,15 @@ from experiments import clothing, runner
 from experiments import config as base
 from experiments.bench import scaling
 from experiments.bench.toy import write_log, write_mmrec
-from jaxcold import models, parallel
+from jaxcold import parallel
 from jaxcold.data import readers
 from jaxcold.eval.ranking import top_k
+from jaxcold.models import distillation as distillation_model
+from jaxcold.models import sasrec as sasrec_model
+from jaxcold.models import semco as semco_model
+from jaxcold.models.transforms import clip_row_norm
 from jaxcold.reporting import tables as report
 from jaxcold.sparse import linear_entmax_sum, sharded_entmax_sum
-from jaxcold.train import transforms as optim
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Csr, DataError, EvalSlice, Representations
 
@@ -42,7 +45,7 @@ from jaxcold.types import Csr, DataError, EvalSlice, Representations
 THOROUGH = pytest.mark.skipif(
     not os.environ.get("JAXCOLD_THOROUGH"), reason="set JAXCOLD_THOROUGH=1 for all combinations"
 )
-SEMCO = {"batch_size": 19, "alpha": 2.0, "tau": 2.5, "hidden": 6, "out": 4}
+SEMCO = {"batch_size": 19, "epochs": 1, "alpha": 2.0, "tau": 2.5, "hidden": 6, "out": 4}
 
 
 @pytest.fixture
@@ -53,17 +56,18 @@ def quick():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def steps(model, optimizer, number=5):
-    """The state after some steps, whatever the length of an epoch, and what they logged."""
-    step, state = make_step(model, optimizer), init_state(model, optimizer, 0)
-    logs, epoch = [], 0
-    while len(logs) < number:
+def steps(model, optimizers, number=5):
+    """The state after some steps, whatever the length of an epoch, and their metrics."""
+    model = model._replace(optimizers=optimizers)
+    step, state = make_step(model), init_state(model, 0)
+    metrics, epoch = [], 0
+    while len(metrics) < number:
         for batch in model.batches(np.random.default_rng(epoch)):
-            if len(logs) < number:
-                state, found = step(state, model.fixed, batch, jax.random.key(1))
-                logs.append(jax.device_get(found))
+            if len(metrics) < number:
+                state, of_step = step(state, model.constants, batch, jax.random.key(1))
+                metrics.append(jax.device_get(of_step))
         epoch += 1
-    return state, logs
+    return state, metrics
 
 
 def equal(got, want, tolerance=2e-5):
@@ -94,11 +98,11 @@ def compare(kind, devices, same=(), **changes):
         same: options that make no difference to the results.
         changes: options.
     """
-    state, logs = kind(devices, **changes, **dict(same))
+    state, metrics = kind(devices, **changes, **dict(same))
     wanted, expected = alone(kind, **changes)
     equal(state.params, wanted.params)
-    equal(state.extra, wanted.extra)
-    equal(logs, expected)
+    equal(state.model_state, wanted.model_state)
+    equal(metrics, expected)
     assert int(state.step) == 5
     return state
 
@@ -111,9 +115,9 @@ def golden(name):
 
 def semco(devices, **changes):
     # 1 of the last batch's 19 rows is there, and 30 items are not divisible by 4 or 8 either.
-    model = models.build("semco", tiny(golden), devices=devices, **SEMCO | changes)
+    model = semco_model.build(tiny(golden), devices=devices, **SEMCO | changes)
     assert model.examples_per_epoch % 19
-    return steps(model, optax.sgd(0.1))
+    return steps(model, {"main": optax.sgd(0.1)})
 
 
 @pytest.mark.parametrize(
@@ -144,21 +148,22 @@ DISTILLATION = {
     "teacher_hidden": 8,
     "teacher_out": 6,
     "batch_size": 70,
+    "epochs": 2,
 }
 
 
 def distillation(devices, *, online, **changes):
-    name = "semco_online" if online else "semco_offline"
-    model = models.build(name, tiny(golden), devices=devices, **DISTILLATION | changes)
-    stops = model.steps_per_epoch
-    assert stops < 4  # a student learns, and looks at a teacher that has stopped
-    optimizer = optim.in_turn(
-        optax.sgd(0.1),
-        optax.sgd(0.1),
-        teacher_stops=stops,
-        student_starts=0 if online else stops,
+    model = distillation_model.build(
+        tiny(golden), online=online, devices=devices, **DISTILLATION | changes
     )
-    return steps(model, optimizer)
+    stops = model.steps_per_epoch
+    assert stops < 4  # a student is trained, and compared with a teacher that has stopped
+    starts = 0 if online else stops
+    optimizers = {
+        "teacher": optax.conditionally_mask(optax.sgd(0.1), lambda step: step < stops),
+        "student": optax.conditionally_mask(optax.sgd(0.1), lambda step: step >= starts),
+    }
+    return steps(model, optimizers)
 
 
 @pytest.mark.parametrize(
@@ -175,20 +180,20 @@ def test_distillation(form, count, shard_items, changes, quick):
     compare(distillation, devices, **changes)
 
 
-SASREC = {"batch_size": 29, "dim": 8, "max_length": 6, "blocks": 1, "dropout": 0.0}
+SASREC = {"batch_size": 29, "epochs": 1, "dim": 8, "max_length": 6, "blocks": 1, "dropout": 0.0}
 
 
 def sasrec(devices, *, adam=False, **changes):
     # Of the last batch there are 2 sequences: fewer than devices.
-    model = models.build("sasrec", circle(), devices=devices, **SASREC | changes)
+    model = sasrec_model.build(circle(), devices=devices, **SASREC | changes)
     assert circle().train.rows % SASREC["batch_size"] == 2
     if not adam:
-        return steps(model, optax.sgd(0.1))
+        return steps(model, {"main": optax.sgd(0.1)})
     # Some gradients are zero but for rounding; Adam would make steps of them.
     bounded = optax.masked(
-        optim.clip_row_norm(0.05), lambda params: parallel.sharding_tree(params, ("delta",))
+        clip_row_norm(0.05), lambda params: parallel.sharding_tree(params, ("delta",))
     )
-    return steps(model, optax.chain(optax.adam(1e-2, eps=1e-2), bounded))
+    return steps(model, {"main": optax.chain(optax.adam(1e-2, eps=1e-2), bounded)})
 
 
 @pytest.mark.parametrize(
@@ -217,7 +222,7 @@ def test_best_lists_are_those_of_one_device(form):
     candidates = np.sort(rng.choice(30, 21, replace=False)).astype(np.int32)
     hidden = Csr.from_pairs(rng.integers(0, 7, 40), rng.integers(0, 30, 40), 7)
     nobody = Csr.from_pairs(np.zeros(0, int), np.zeros(0, int), 7)
-    question = EvalSlice(np.arange(7), nobody, hidden, candidates, candidates)
+    question = EvalSlice(np.arange(7), nobody, nobody, hidden, candidates, candidates)
     vectors = Representations(user, item)
     for k in (4, 25):
         want = top_k(vectors, question, k, method="host")
@@ -233,15 +238,18 @@ def test_no_device_holds_a_whole_table(quick):
     tables = [leaf for leaf, divided in leaves if divided]
     assert len(tables) == 3  # and both of Adam's moments
     assert all(leaf.sharding.is_fully_replicated for leaf, divided in leaves if not divided)
-    model = models.build("sasrec", circle(), devices=devices, **SASREC)
-    for table in (*tables, model.fixed.content):
+    model = sasrec_model.build(circle(), devices=devices, **SASREC)
+    for table in (*tables, model.constants.content):
         assert {piece.data.shape for piece in table.addressable_shards} == {(4, 8)}
     # One shape for any number of devices: so are checkpoints.
-    one = models.build("sasrec", circle(), devices=parallel.choose(shard_items=True), **SASREC)
+    one = sasrec_model.build(circle(), devices=parallel.choose(shard_items=True), **SASREC)
     assert jax.tree.map(jnp.shape, one.init(0)[0]) == jax.tree.map(jnp.shape, state.params)
     # What is trained is served.
-    served = model.represent(state.params, (), "test")
-    wanted = one.represent(jax.device_get(state.params), (), "test")
+    served, wanted = (
+        (items, on.encode_users(params, (), items, circle().test.history))
+        for on, params in ((model, state.params), (one, jax.device_get(state.params)))
+        for items in [on.encode_items(params, ())]
+    )
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), served, wanted)
 
 
