@@ -66,11 +66,24 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             configs.names(CONFIG.value)
         return rest
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        names = _names(argv)
-        stop(_one_line(error))
-        if names:
-            print("valid overrides: " + " ".join(f"--{name}" for name in names), file=sys.stderr)
+        stop(_unknown_flag(argv) or _one_line(error))
         sys.exit(2)
+
+
+def _unknown_flag(argv: Sequence[str]) -> str | None:
+    """What to say of the first flag of a field that the config lacks; None where there is none."""
+    # Parsing stopped half-way: once more without overrides, which config_flags reads off sys.argv.
+    sys.argv = [argv[0], *(a for a in argv[1:] if a.startswith("--config="))]
+    try:
+        flags.FLAGS(sys.argv)
+        known = configs.names(CONFIG.value)
+    except Exception:
+        return None
+    for argument in argv[1:]:
+        name = argument.lstrip("-").partition("=")[0]
+        if name.startswith("config.") and name not in known:
+            return configs.unknown_field(name.removeprefix("config."), CONFIG.value)
+    return None
 
 
 def _unless_known(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,17 +99,6 @@ def _unless_known(hook: Callable[..., Any]) -> Callable[..., Any]:
             hook(*told)
 
     return quiet
-
-
-def _names(argv: Sequence[str]) -> list[str]:
-    """What may be overridden; nothing where the config itself cannot be loaded."""
-    # Parsing stopped half-way: once more without overrides, which config_flags reads off sys.argv.
-    sys.argv = [argv[0], *(a for a in argv[1:] if a.startswith("--config="))]
-    try:
-        flags.FLAGS(sys.argv)
-        return configs.names(CONFIG.value)
-    except Exception:
-        return []
 
 
 def _one_line(error: Exception) -> str:

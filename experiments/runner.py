@@ -17,10 +17,11 @@ from experiments import workdir as workdirs
 from experiments.method import ConfigError
 from experiments.setup import BySlice, Setup, cutoff_of, headline, make_setup, title
 from jaxcold import parallel
+from jaxcold.eval import statistics
 from jaxcold.eval.evaluation import evaluate_model
 from jaxcold.eval.metrics import evaluate
 from jaxcold.eval.ranking import random_top_k
-from jaxcold.reporting import tables as report
+from jaxcold.reporting import run_log, tables
 from jaxcold.reporting.figures import figure
 from jaxcold.train.loop import fit
 from jaxcold.train.step import TrainState, init_state
@@ -141,18 +142,18 @@ def summarise(
         "baselines": summaries,
         "comparisons": _compare_with_content_knn(setup, by_seed, baselines),
         "seconds": seconds,
-        "peak_memory_bytes": report.peak_memory(),
+        "peak_memory_bytes": run_log.peak_memory(),
     }
     if "oracle" in summaries:
         # The oracle ranks items that nobody has taken yet; it knows nothing of popularity.
-        ratios = report.share_of_oracle(metrics, summaries["oracle"])
+        ratios = statistics.share_of_oracle(metrics, summaries["oracle"])
         results["share_of_oracle"] = {k: v for k, v in ratios.items() if "/cold" in k}
     return results
 
 
 def _over_seeds(by_seed: Sequence[BySlice]) -> dict[str, Any]:
-    flat = [report.flatten(metrics) for metrics in by_seed]
-    return report.summarise({name: [values[name] for values in flat] for name in flat[0]})
+    flat = [statistics.flatten(metrics) for metrics in by_seed]
+    return statistics.summarise({name: [values[name] for values in flat] for name in flat[0]})
 
 
 def _compare_with_content_knn(
@@ -165,7 +166,7 @@ def _compare_with_content_knn(
     result: dict[str, Any] = {}
     for name in map("test/{}".format, setup.task.tables):
         if name in setup.slices:
-            tests = report.compare(
+            tests = statistics.compare(
                 [metrics[name] for metrics in by_seed],
                 [metrics[name] for metrics in baselines["content_knn"]],
                 [f"ndcg@{cutoff}", f"recall@{cutoff}"],
@@ -189,7 +190,7 @@ def write_reports(
         shown = {name: by_seed[0], **{key: metrics[0] for key, metrics in baselines.items()}}
         figure(
             folder,
-            report.read_rows(folder / workdirs.ROWS_FILE),
+            run_log.read_rows(folder / workdirs.ROWS_FILE),
             results,
             {key: metrics[f"test/{drawn}"] for key, metrics in shown.items()},
             name=name,
@@ -199,9 +200,9 @@ def write_reports(
             drawn=drawn,
         )
     tests = [name for name in setup.slices if name.startswith("test/")]
-    means = {test: report.seed_means([metrics[test] for metrics in by_seed]) for test in tests}
-    report.write_users(folder / workdirs.USERS_FILE, means)
-    report.write_results(folder, results, name=name, tables=task.tables)
+    means = {test: statistics.seed_means([metrics[test] for metrics in by_seed]) for test in tests}
+    run_log.write_users(folder / workdirs.USERS_FILE, means)
+    tables.write_results(folder, results, name=name, tables=task.tables)
 
 
 def show(
@@ -213,7 +214,7 @@ def show(
     """Prints the table of a finished run."""
     task, cutoff = tasks.of(config), cutoff_of(config.eval.cutoffs)
     mode = tasks.mode_of(task, results["metrics"])
-    report.print_table(
+    tables.print_table(
         results,
         name=title(config),
         cutoff=cutoff,
@@ -253,7 +254,7 @@ def validate(
             {name: setup.slices[name]},
             setup.config.eval.cutoffs,
         )
-        return report.flatten(metrics)[headline(setup.config)]
+        return statistics.flatten(metrics)[headline(setup.config)]
 
     def on_epoch(epoch: int, state: TrainState) -> bool:
         if pretraining < epoch < model.epochs:

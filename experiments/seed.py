@@ -19,9 +19,10 @@ from experiments.config import StoppedError, plain
 from experiments.method import ConfigError
 from experiments.setup import BySlice, Setup, headline
 from jaxcold import parallel
+from jaxcold.eval import statistics
 from jaxcold.eval.evaluation import evaluate_model
 from jaxcold.files import write_atomic
-from jaxcold.reporting import tables as report
+from jaxcold.reporting import run_log
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.early_stopping import EarlyStopping
 from jaxcold.train.loop import DivergedError, fit
@@ -59,7 +60,7 @@ def train(setup: Setup, seed: int) -> tuple[BySlice, float]:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder, keep=keep)))
         training = _Training(setup, seed, checkpoints)
         events = setup.workdir / "tb" / f"seed_{seed}"
-        log = report.tensorboard(events, first=training.first_step)
+        log = run_log.tensorboard(events, first=training.first_step)
         training.log = stack.enter_context(log)
         state = training.run()
         state, epoch = training.chosen(state)
@@ -103,7 +104,7 @@ class _Training:
         self.log: Callable[[int, Mapping[str, float]], None] = lambda step, scalars: None
         self.rows = setup.workdir / workdir.ROWS_FILE
         # Rows beyond the checkpoint are written again.
-        report.keep_rows(
+        run_log.keep_rows(
             self.rows, lambda row: row["seed"] != seed or row["step"] <= self.first_step
         )
         if self.first_step:
@@ -174,7 +175,7 @@ class _Training:
                 setup.config.eval.cutoffs,
             )
             self.progress.say(self.record(epoch, metrics))
-            score = report.flatten(metrics)[headline(setup.config)]
+            score = statistics.flatten(metrics)[headline(setup.config)]
             if self.is_watched:
                 self.stopping = self.stopping.update(epoch, score)
             self.memory.is_finished = self.stopping.should_stop
@@ -209,15 +210,15 @@ class _Training:
 
         There is one row per epoch: the test metrics join the row of the epoch that they are of.
         """
-        values = report.flatten(metrics)
-        rows = report.read_rows(self.rows) if self.rows.exists() else []
+        values = statistics.flatten(metrics)
+        rows = run_log.read_rows(self.rows) if self.rows.exists() else []
         of_epoch = (r for r in rows if (r["seed"], r["epoch"]) == (self.seed, epoch))
         written = next(of_epoch, None)
         row = {**(written or self._new_row(epoch)), "seconds": self._seconds(), **values}
         if written is None:
-            report.append_row(self.rows, row)
+            run_log.append_row(self.rows, row)
         else:
-            report.replace_row(self.rows, rows.index(written), row)
+            run_log.replace_row(self.rows, rows.index(written), row)
         new = {k: v for k, v in values.items() if math.isfinite(v) and k not in (written or {})}
         self.log(epoch * self.steps, new)
         loss = row["loss"] if row["loss"] is not None else math.nan
@@ -242,7 +243,7 @@ class _Training:
         }
 
     def chosen(self, state: TrainState) -> tuple[TrainState, int]:
-        """The state that is tested and saved, and its epoch: with patience the best, or the last."""
+        """The state that is tested and saved, and its epoch: with patience the best one."""
         last = int(state.step) // max(self.steps, 1)
         best = self._best_step()
         if best is None:

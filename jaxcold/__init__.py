@@ -10,12 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxcold.estimators.load import load as load
     from jaxcold.estimators.sasrec import SASRec as SASRec
     from jaxcold.estimators.semco import SEMCo as SEMCo
-    from jaxcold.estimators.semco import load as load
 
 __version__ = "0.1.0"
-_HOMES = {"SEMCo": "estimators.semco", "SASRec": "estimators.sasrec", "load": "estimators.semco"}
+_HOMES = {"SEMCo": "estimators.semco", "SASRec": "estimators.sasrec", "load": "estimators.load"}
 __all__ = ["SASRec", "SEMCo", "load"]
 
 

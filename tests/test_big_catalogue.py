@@ -71,7 +71,8 @@ def test_drawn_pairs_are_distinct_skewed_and_all_there(dataset):
 def test_streaming_trains_as_features_on_the_device_do(dataset):
     found = []
     for stream in (True, False):
-        model = big_catalogue.build(dataset, SIZES, stream=stream)._replace(epochs=1)
+        model = big_catalogue.build(dataset, SIZES, stream=stream)
+        model = model._replace(epochs=1)
         start = init_state(model, 0)
         first = jax.tree.map(np.array, start.params)
         state = fit(model, make_step(model), start, seed=0)
@@ -144,7 +145,7 @@ def test_few_batches_are_in_memory_at_once(dataset):
     assert found == list(range(50))
     assert most <= 4  # two wait, one is made, and one may be on its way to the count above
 
-    model = big_catalogue.build(dataset, SIZES._replace(batch=100))._replace(epochs=1)
+    model = big_catalogue.build(dataset, SIZES._replace(batch=100))
     begun = settled = 0
 
     def step(state, constants, batch, key):
@@ -153,11 +154,12 @@ def test_few_batches_are_in_memory_at_once(dataset):
         most = max(most, begun - settled)
         return state, {"loss": jnp.ones(())}
 
-    def on_step(number, metrics):
+    def on_step(number, logs):
         nonlocal settled
         settled += 1
 
     most = 0
+    model = model._replace(epochs=1)
     fit(model, step, TrainState(jnp.int32(0), {}, {}, None), seed=0, on_step=on_step)
     assert settled == model.steps_per_epoch == 30
     assert most == model.in_flight + 1 == 3

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_resume import ROOT, a_state, assert_state, config_of
+from test_checkpoint import a_state, assert_state
+from test_resume import ROOT, config_of
 
 from experiments import config as base
 from experiments import main, runner
@@ -23,7 +24,8 @@ from experiments import workdir as rundir
 from experiments.bench.toy import write_mmrec
 from jaxcold.data.pairs.batches import shuffled_pairs
 from jaxcold.files import check_mapped, write_atomic
-from jaxcold.reporting import tables as report
+from jaxcold.reporting import run_log
+from jaxcold.reporting.progress import Progress
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import init_state, make_step
@@ -204,18 +206,18 @@ def test_a_file_that_does_not_fit_stays_what_it_was(tmp_path):
 
 def test_a_row_that_does_not_fit_is_not_begun(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    report.append_row(path, {"a": 1})
+    run_log.append_row(path, {"a": 1})
     before = path.read_bytes()
     with capacity_of_steps(20), pytest.raises(OSError, match=r"metrics\.jsonl"):
-        report.append_row(path, {"a": "x" * 100})
+        run_log.append_row(path, {"a": "x" * 100})
     assert path.read_bytes() == before
-    report.append_row(path, {"a": 2})
-    assert report.read_rows(path) == [{"a": 1}, {"a": 2}]
+    run_log.append_row(path, {"a": 2})
+    assert run_log.read_rows(path) == [{"a": 1}, {"a": 2}]
 
 
 def test_events_that_do_not_fit_end_in_an_error(tmp_path):
     def write():
-        with report.tensorboard(tmp_path / "tb") as log:
+        with run_log.tensorboard(tmp_path / "tb") as log:
             for step in range(5000):
                 log(step, {"loss": 1.0})
 
@@ -328,14 +330,14 @@ def test_features_cut_short_end_a_run_in_one_line_and_it_goes_on(data, tmp_path,
         config.model.encode = "active"
     path = data / "text_feat.npy"
     content = path.read_bytes()
-    advance = report.Progress.advance
+    advance = Progress.advance
 
     def vanish(self, items, loss):
         advance(self, items, loss)
         os.truncate(path, 200)
 
     with monkeypatch.context() as patch:
-        patch.setattr(report.Progress, "advance", vanish)
+        patch.setattr(Progress, "advance", vanish)
         with pytest.raises(DataError, match=r"text_feat\.npy: .*and the same command goes on"):
             runner.run(config, tmp_path / "run")
     path.write_bytes(content)

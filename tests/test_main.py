@@ -92,7 +92,7 @@ def test_every_config_has_values_for_distillation(name):
         assert min(config.model[f] for f in ("tau", "teacher_tau", "omega", "lam", "positives")) > 0
         assert config.model.teacher_epochs <= config.train.epochs
     unset = CONFIGS[name].get_config("semco_online")
-    unset.model.alpha = 1.25  # between the maps that have values
+    unset.model.alpha = 1.25  # between the mappings that have values
     with pytest.raises(base.ConfigError, match=r"--config\.model\.omega=NUMBER"):
         base.resolve(unset)
 
@@ -223,21 +223,23 @@ def test_absent_data_end_with_the_header_of_the_config(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.model.alhpa=1.5"], "alhpa"),
+        (
+            ["--config.model.alfa=2"],
+            "config.model.alfa is unknown; did you mean config.model.alpha?",
+        ),
+        (["--config.modal.alpha=1"], "did you mean config.model.alpha?"),
+        (["--config.data.val_share=.2"], "is now called config.data.val_fraction"),
+        (["--config.model.zzz=1"], "config.model.zzz is unknown"),
         (["--config.model.alpha=many"], "config.model.alpha"),
         (["--config.train.epochs=1.5"], "config.train.epochs"),
-        (["--config.modal.alpha=1"], "modal"),
         (["--confg.seeds=(0,)"], "confg"),
     ],
 )
-def test_mistyped_overrides_list_the_valid_names(arguments, message, tmp_path):
+def test_a_mistyped_flag_is_named_with_the_right_one(arguments, message, tmp_path):
     code, error = entry(*arguments, workdir=tmp_path / "run")
-    first, valid = error.strip().splitlines()
     assert code == 2
-    assert message in first
-    assert valid.startswith("valid overrides: ")
-    for name in ("--config.model.alpha", "--config.train.epochs", "--config.seeds"):
-        assert name in valid
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -248,8 +250,10 @@ def test_mistyped_overrides_list_the_valid_names(arguments, message, tmp_path):
         (["--config.model.gradient=fenchel_young"], "--config.model.tau=NUMBER"),
         (["--config.train.epochs=0"], "config.train.epochs: at least 1, not 0"),
         (["--config.train.batch_size=-1"], "config.train.batch_size: at least 1"),
-        (["--config.train.learning_rate=0"], "config.train.learning_rate: above 0"),
-        (["--config.model.l2=-1"], "config.model.l2: at least 0"),
+        (["--config.train.learning_rate=0"], "config.train.learning_rate: a number above 0"),
+        (["--config.train.learning_rate=nan"], "config.train.learning_rate: a number, not nan"),
+        (["--config.model.alpha=3"], "config.model.alpha: between 1 (softmax) and 2 (sparsemax)"),
+        (["--config.model.name=semco_online"], "config.model.name: a method is chosen after"),
         (["--config.seeds=(1,1)"], "config.seeds: each seed once"),
         (["--config.seeds=()"], "config.seeds: one or more"),
         (["--config.seeds=(0,x)"], "config.seeds: one or more whole numbers from 0"),
@@ -268,7 +272,7 @@ def test_bad_values_end_in_one_line(arguments, message, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("experiments/clothing.py:nothing", "choose one of: semco"),
+        ("experiments/clothing.py:nothing", "choose one of: content_knn, "),
         ("experiments/nothing.py", "experiments/nothing.py"),
         (None, "--config is required"),
     ],

@@ -139,7 +139,20 @@ def test_gini_of_nothing_is_nan(counts):
 @pytest.mark.parametrize("cutoff", [0, 3])
 def test_cutoff_out_of_range(cutoff):
     with pytest.raises(ValueError, match=f"cut-off {cutoff} is outside 1..2"):
-        evaluate(*case([[1, 2]], [[1]], [1, 2]), [cutoff])
+        evaluate(*case([[1, 2]], [[1]], [1, 2, 5]), [cutoff])
+
+
+def test_cutoff_beyond_the_candidates():
+    """Three held-out items, two candidates: as if the list went on with no item."""
+    metrics = evaluate(*case([[3, 4]], [[4, 8, 9]], [3, 4]), [2, 10**6])
+    padded = evaluate(*case([[3, 4, -1, -1]], [[4, 8, 9]], [3, 4]), [2, 4])
+    for group in ("per_user", "per_item", "exposure"):
+        got, wanted = getattr(metrics, group), getattr(padded, group)
+        assert {name.replace("@1000000", "@4"): v.tolist() for name, v in got.items()} == {
+            name: v.tolist() for name, v in wanted.items()
+        }
+    ideal = 1 + 1 / math.log2(3) + 1 / math.log2(4)
+    assert metrics.per_user["ndcg@1000000"][0] == pytest.approx(1 / math.log2(3) / ideal)
 
 
 def test_user_without_held_out_item_is_refused():

@@ -7,7 +7,7 @@ read as steps need them, while earlier steps run. Printed are
 
 - the seconds that it takes to make the data, and to prepare them for training;
 - milliseconds per step, from the end of one to the end of the next: median and quartiles;
-- the share of that time in which no step ran because the host was not ready. It is an upper
+- the fraction of that time in which no step ran because the host was not ready. It is an upper
   bound: where the last step had ended by the time that a batch came, all of the wait for the
   batch counts;
 - items encoded per step, and the bytes of features read for them;
@@ -37,7 +37,7 @@ from experiments.bench import semco_step
 from jaxcold.data.pairs.batches import touched_items
 from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.models import semco
-from jaxcold.reporting.tables import peak_memory
+from jaxcold.reporting.run_log import peak_memory
 from jaxcold.train.loop import fit
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Csr, Model
@@ -153,10 +153,10 @@ def build(dataset: Dataset, sizes: Sizes, *, stream: bool = True) -> Model:
         dataset,
         batch_size=sizes.batch,
         epochs=semco_step.EPOCHS,
-        l2=semco_step.MAPS["sparsemax"].l2,
-        learning_rate=semco_step.RATE,
         alpha=2.0,
         tau=5.0,
+        l2=semco_step.MAPPINGS["sparsemax"].l2,
+        learning_rate=semco_step.RATE,
         hidden=sizes.hidden,
         out=sizes.out,
         encode="active",
@@ -210,9 +210,9 @@ def train(model: Model, steps: int) -> tuple[list[float], list[float], list[floa
 
     def step(*args: Any) -> Any:
         nonlocal last
-        state, metrics = compiled(*args)
-        last = metrics["loss"]
-        return state, metrics
+        state, logs = compiled(*args)
+        last = logs["loss"]
+        return state, logs
 
     def batches(rng: np.random.Generator) -> Iterator[Any]:
         asked = time.perf_counter()
@@ -224,13 +224,13 @@ def train(model: Model, steps: int) -> tuple[list[float], list[float], list[floa
             yield batch
             asked = time.perf_counter()
 
-    def on_step(_: int, metrics: dict[str, float]) -> None:
+    def on_step(_: int, logs: dict[str, float]) -> None:
         ended.append(time.perf_counter())
-        losses.append(metrics["loss"])
+        losses.append(logs["loss"])
 
     state = init_state(model, SEED)
-    first_steps = model._replace(batches=batches, steps_per_epoch=steps, epochs=1)
-    jax.block_until_ready(fit(first_steps, step, state, seed=SEED, on_step=on_step))
+    short = model._replace(batches=batches, steps_per_epoch=steps, epochs=1)
+    jax.block_until_ready(fit(short, step, state, seed=SEED, on_step=on_step))
     return ended, idle, losses, first[0]
 
 
@@ -256,8 +256,9 @@ def measure(sizes: Sizes, steps: int) -> Measured:
         parts = dict(peaks)
         skip = min(WARM_UP, steps - 1)
         users, items = (np.asarray(x)[:steps] for x in first.epoch[:2])
-        constants = model.constants
-        histories = Csr(np.asarray(constants.indptr, np.int64), np.asarray(constants.indices))
+        histories = Csr(
+            np.asarray(model.constants.indptr, np.int64), np.asarray(model.constants.indices)
+        )
         warm = len(dataset.split.warm_items)
         active = [
             len(touched_items(item, histories.take(np.unique(user)).indices, warm))

@@ -12,33 +12,26 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments.bench import semco_step
-from experiments.bench.semco_step import EPOCHS, RATE, SEED, Map, Sizes, stepper
+from experiments.bench.semco_step import EPOCHS, RATE, Mapping, Sizes, stepper
 from experiments.bench.timing import median_times
 from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.models import distillation
 from jaxcold.types import Model
 
 GOAL = 2.2
-TEACHER = Map(2.0, 14.0, 1e-4)  # Clothing's, of the online sparsemax
+TEACHER = Mapping(2.0, 14.0, 1e-4)  # Clothing's, of the online sparsemax
 
 
-def online(dataset: Dataset, sizes: Sizes, teacher: int, teachers: Any = None) -> Model:
-    """SEMCo-Online sparsemax with the values published for Clothing.
-
-    Args:
-        dataset: training pairs and content.
-        sizes: of the data and the student.
-        teacher: both widths of the teacher.
-        teachers: seed to the parameters of a teacher that is trained no more; None: it is trained.
-    """
+def online(dataset: Dataset, sizes: Sizes, teacher: int, **options: Any) -> Model:
+    """SEMCo-Online sparsemax with the values published for Clothing, and further options."""
     return distillation.build(
         dataset,
-        batch_size=sizes.batch,
-        epochs=EPOCHS,
         online=True,
+        epochs=EPOCHS,
         learning_rate=RATE,
         l2=TEACHER.l2,
         warmup_epochs=1,
+        batch_size=sizes.batch,
         alpha=TEACHER.alpha,
         tau=16.0,
         teacher_tau=TEACHER.tau,
@@ -47,12 +40,12 @@ def online(dataset: Dataset, sizes: Sizes, teacher: int, teachers: Any = None) -
         positives=10,
         ema=0.9,
         teacher_epochs=EPOCHS,
-        teachers=teachers,
         gradient="autodiff",
         hidden=sizes.hidden,
         out=sizes.out,
         teacher_hidden=teacher,
         teacher_out=teacher,
+        **options,
     )
 
 
@@ -67,13 +60,12 @@ def measure(sizes: Sizes, teacher: int, repeats: int) -> dict[str, float]:
     dataset = semco_step.generate(sizes)
     base = semco_step.build(dataset, sizes._replace(hidden=teacher, out=teacher), TEACHER)
     batches = list(base.batches(np.random.default_rng(0)))
-    both = online(dataset, sizes, teacher)
-    stopped = online(dataset, sizes, teacher, {SEED: both.init(SEED)[0]["teacher"]})
-    steps = {
-        "base": stepper(base, batches),
-        "online": stepper(both, batches),
-        "online, teacher stopped": stepper(stopped, batches),
-    }
+    steps = {"base": stepper(base, batches)}
+    model = online(dataset, sizes, teacher)
+    steps["online"] = stepper(model, batches)
+    trained = {semco_step.SEED: model.init(semco_step.SEED)[0]["teacher"]}
+    stopped = online(dataset, sizes, teacher, teachers=trained)
+    steps["online, teacher stopped"] = stepper(stopped, batches)
     return median_times(steps, repeats)
 
 

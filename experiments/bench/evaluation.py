@@ -17,7 +17,7 @@ from absl import app, flags
 
 from jaxcold.eval.metrics import evaluate
 from jaxcold.eval.ranking import top_k
-from jaxcold.reporting.tables import peak_memory
+from jaxcold.reporting.run_log import peak_memory
 from jaxcold.types import Csr, EvalSlice, Representations
 
 _USERS = flags.DEFINE_integer("users", 40_000, "users to rank for", lower_bound=1)
@@ -40,15 +40,8 @@ def make_task(users: int, items: int, width: int) -> tuple[Representations, Eval
     positives = Csr.from_pairs(held, rng.integers(0, items, len(held)), users)
     nothing = Csr(np.zeros(users + 1, np.int64), np.zeros(0, np.int32))
     pool = np.arange(items, dtype=np.int32)
-    eval_slice = EvalSlice(
-        users=np.arange(users, dtype=np.int32),
-        histories=nothing,
-        positives=positives,
-        exclude=nothing,
-        candidates=pool,
-        items=pool,
-    )
-    return Representations(*vectors), eval_slice
+    asked = EvalSlice(np.arange(users, dtype=np.int32), nothing, positives, nothing, pool, pool)
+    return Representations(*vectors), asked
 
 
 @jax.jit
@@ -71,14 +64,14 @@ def blocks(work: Callable, vectors: Representations, *args: int) -> None:
 def main(_: list[str]) -> None:
     """Measures and prints."""
     k = _K.value
-    vectors, eval_slice = make_task(_USERS.value, _ITEMS.value, _WIDTH.value)
+    vectors, asked = make_task(_USERS.value, _ITEMS.value, _WIDTH.value)
     before = peak_memory()
-    topk = top_k(vectors, eval_slice, k)
-    evaluate(topk, eval_slice, [k])
+    topk = top_k(vectors, asked, k)
+    evaluate(topk, asked, [k])
     ours = peak_memory()
     works: dict[str, Callable[[], object]] = {
-        "rank": lambda: top_k(vectors, eval_slice, k),
-        "metrics": lambda: evaluate(topk, eval_slice, [k]),
+        "rank": lambda: top_k(vectors, asked, k),
+        "metrics": lambda: evaluate(topk, asked, [k]),
         "matmul alone": lambda: blocks(_product, vectors),
         "jit matmul + lax.top_k": lambda: blocks(_product_and_top_k, vectors, k),
     }

@@ -1,8 +1,8 @@
-"""What a step holds and moves on many devices: ``python -m experiments.bench.scaling``.
+"""Bytes that a step holds and sends on several devices: ``python -m experiments.bench.scaling``.
 
 Weak scaling on 1, 2, 4 and 8 simulated devices: batch and catalogue grow with their number. The
-compiled programs say how many bytes each device holds and sends; the formulas are those of
-`jaxcold.parallel`. Times of simulated devices mean nothing and are not taken.
+bytes are read from the compiled programs and compared with the formulas of `jaxcold.parallel`.
+Nothing is timed, because simulated devices share the cores of one machine.
 """
 
 import os
@@ -17,6 +17,7 @@ import numpy as np
 from absl import app
 
 from experiments.bench import sasrec_step, semco_step
+from experiments.bench.hlo import Collective, collectives
 from jaxcold import parallel
 from jaxcold.models import semco as semco_model
 from jaxcold.train.step import init_state, make_step
@@ -30,7 +31,7 @@ GOAL = 0.05
 class Cost(NamedTuple):
     """Bytes of a step on each of n devices."""
 
-    held: float  # arguments of the program: parameters, optimizer states, constants, batch
+    held: float  # arguments of the program: parameters, optimizer, fixed arrays, batch
     moved: float  # sent to others
 
 
@@ -39,7 +40,7 @@ class Measured(NamedTuple):
 
     found: Cost
     wanted: Cost
-    looped: list[parallel.Collective]  # exchanges inside loops
+    looped: list[Collective]  # collective operations inside loops
 
     @property
     def gap(self) -> float:
@@ -129,7 +130,7 @@ def _compiled(model: Model) -> tuple[Any, Any]:
 
 
 def _measured(program: Any, devices: parallel.Devices, wanted: Cost) -> Measured:
-    moves = parallel.collectives(program.as_text(), devices.n)
+    moves = collectives(program.as_text(), devices.n)
     held = program.memory_analysis().argument_size_in_bytes
     moved = sum(move.moved(devices.n) for move in moves)
     return Measured(Cost(held, moved), wanted, [move for move in moves if move.looped])
@@ -144,6 +145,7 @@ def semco(devices: parallel.Devices, sizes: semco_step.Sizes = SEMCO, **options:
         dataset,
         batch_size=sizes.batch,
         epochs=1,
+        l2=0.0,
         alpha=2.0,
         tau=5.0,
         hidden=sizes.hidden,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxcold
-from jaxcold.files import write_atomic
+from jaxcold.files import sync_folder, write_atomic
 from jaxcold.types import DataError
 
 FORMAT = 1
@@ -47,12 +47,11 @@ def write(folder: str | os.PathLike, meta: Mapping[str, Any], files: Mapping[str
             named[name] = {"file": f"{stem}-{digest[:16]}.{suffix}", "sha256": digest}
             write_atomic(target / named[name]["file"], data)
         whole = {"format": FORMAT, "jaxcold": jaxcold.__version__, **meta, "files": named}
-        _sync(target)  # what model.json names is there before it is
+        # Last: the files that it names are on disk.
         write_atomic(target / META, (json.dumps(whole, indent=2) + "\n").encode())
-        _sync(target)
         if not older:
             os.rename(target, folder)
-            _sync(folder.parent)
+            sync_folder(folder.parent)
     except BaseException:
         if not older:
             shutil.rmtree(target, ignore_errors=True)
@@ -133,12 +132,3 @@ def _holds_artifact(folder: Path) -> bool:
     except (OSError, ValueError, AttributeError):
         pass
     raise DataError(f"{folder}: holds other files than a saved model; name a new or empty folder")
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder outlast a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from jaxcold.estimators import artifact
-from jaxcold.reporting.tables import Progress
+from jaxcold.reporting.progress import Progress
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import DataError, Model, TopK

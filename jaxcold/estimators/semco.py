@@ -15,7 +15,6 @@ import pandas as pd
 from jaxcold import parallel
 from jaxcold.data import content as vectors
 from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
-from jaxcold.estimators import artifact
 from jaxcold.estimators import base as estimator
 from jaxcold.estimators.base import distinct, listed, some
 from jaxcold.eval.ranking import top_k
@@ -23,7 +22,7 @@ from jaxcold.models import encoders, semco
 from jaxcold.types import Csr, DataError, EvalSlice, Model, Representations
 
 if TYPE_CHECKING:
-    from jaxcold.estimators.sasrec import SASRec
+    pass
 
 MODEL = "semco"  # what model.json calls it
 
@@ -352,14 +351,6 @@ class SEMCo:
         row = np.repeat(np.arange(len(lists)), counts)
         pairs = np.unique(np.stack([row, item], axis=1), axis=0)
         return Csr.from_pairs(pairs[:, 0], pairs[:, 1], len(lists))
-
-
-def load(folder: str | os.PathLike) -> "SEMCo | SASRec":
-    """Reads a saved recommender, whichever it is; see `SEMCo.load` and `SASRec.load`."""
-    from jaxcold import sequential  # and with it scikit-learn, where it is needed
-
-    kind = estimator.kind_of(artifact.read(folder, ())[0])
-    return sequential.SASRec.load(folder) if kind == sequential.MODEL else SEMCo.load(folder)
 
 
 def _present(features: ContentFeatures) -> list[np.ndarray]:

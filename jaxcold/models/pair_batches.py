@@ -292,7 +292,7 @@ def prepare(
                 if stream:
                     own = apart(ids, items, shards, capacity).reshape(-1)
                     rows = tuple(warm_rows(mode, own) for mode in range(len(modes)))
-                    features = devices.put(rows, split=True)
+                    features = devices.put(rows, sharded=True)
                 epoch = Epoch._make((*epoch, counter(entries), counter(capacity)))
                 yield Batch(epoch, at, features)
 

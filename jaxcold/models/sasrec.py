@@ -432,7 +432,7 @@ class _Batches:
                     tokens = packing.pad_shards(inputs, targets, devices.n)
                 else:
                     tokens = packing.pack_shards(inputs, targets, self._capacity, devices.n)
-                yield tokens if devices.mesh is None else devices.put(tokens, split=True)
+                yield tokens if devices.mesh is None else devices.put(tokens, sharded=True)
 
         return prefetch(batches())
 

@@ -1,0 +1,37 @@
+"""Reading a saved recommender, whichever it is."""
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from jaxcold.estimators import artifact, base
+from jaxcold.types import DataError
+
+if TYPE_CHECKING:
+    from jaxcold.estimators.sasrec import SASRec
+    from jaxcold.estimators.semco import SEMCo
+    from jaxcold.estimators.vectors import Vectors
+
+# What model.json says -> module and class. Imported when needed: SASRec brings scikit-learn.
+_CLASSES = {
+    "semco": ("semco", "SEMCo"),
+    "sasrec": ("sasrec", "SASRec"),
+    "vectors": ("vectors", "Vectors"),
+}
+
+
+def load(folder: str | os.PathLike) -> "SEMCo | SASRec | Vectors":
+    """Reads what the `save` of any recommender wrote.
+
+    Raises:
+        DataError: naming the file that is absent or damaged, and what to do.
+    """
+    kind = base.kind_of(artifact.read(folder, ())[0])
+    if kind not in _CLASSES:
+        raise DataError(
+            f"{folder}: holds a model of kind {kind!r}; this version of jaxcold reads "
+            + ", ".join(_CLASSES)
+        )
+    module, name = _CLASSES[kind]
+    recommender: Any = getattr(importlib.import_module(f"jaxcold.estimators.{module}"), name)
+    return recommender.load(folder)
