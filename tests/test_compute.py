@@ -34,7 +34,8 @@ def build(name, compute, devices=parallel.ONE, **changes):
     kind, options = semco, SEMCO
     if name == "semco_online":
         kind, options = distillation, DISTILLATION | {"online": True}
-    return kind.build(tiny(golden), devices=devices, **options | {"compute": compute} | changes)
+    options = {"epochs": 1, **options, "compute": compute, **changes}
+    return kind.build(tiny(golden), devices=devices, **options)
 
 
 def histories_of(name):

@@ -107,7 +107,7 @@ def trained(model, number=STEPS):
     metrics = []
     for batch in batches(number):
         if model.devices is not None and model.devices.mesh is not None:
-            batch = model.devices.put(batch, split=True)
+            batch = model.devices.put(batch, model.sharding.batch)
         state, of_step = step(state, model.constants, batch, jax.random.key(3))
         metrics.append(jax.device_get(of_step))
     return state, metrics
@@ -139,9 +139,10 @@ def by_hand(order):
     other = {"discriminator": "generator", "generator": "discriminator"}
     for number, batch in enumerate(batches()):
         key = jax.random.fold_in(jax.random.key(3), number)
-        jitter = 0.1 * jax.random.normal(key, (2,))[None, :]
         of_step = {}
-        for group in order:
+        for place, group in enumerate(order):  # each with a key of its own
+            own_key = jax.random.fold_in(key, place)
+            jitter = 0.1 * jax.random.normal(own_key, (2,))[None, :]
             value, gradient = jax.value_and_grad(losses[group])(
                 params[group], params[other[group]], batch, jitter
             )
@@ -212,7 +213,7 @@ def test_a_group_gets_the_gradient_of_its_own_loss_alone():
     assert state.opt_state["generator"].keys() == {"kernel", "bias"}
     # That of its own loss, and nothing of the discriminator's, which is larger.
     batch, params, constants = batches(1)[0], initial(), model.constants
-    key = jax.random.fold_in(jax.random.key(3), 0)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 1)
 
     def own_mean(own):
         every = params | {"generator": own}
