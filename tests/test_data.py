@@ -8,6 +8,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from jaxcold.data import Interactions, load, make_split, read_split, readers, write_split
+from jaxcold.data.pairs import evaluation
 from jaxcold.data.pairs.dataset import PARTS, ColdSplit
 from jaxcold.types import DataError
 
@@ -134,7 +135,7 @@ def test_equal_splits_are_equal_files(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-# --- the questions ---------------------------------------------------------------------------
+# --- the slices ------------------------------------------------------------------------------
 
 
 def test_slices_state_who_competes_and_what_is_hidden():
@@ -154,7 +155,7 @@ def test_slices_state_who_competes_and_what_is_hidden():
             "cold_test": np.array([[2, 5], [0, 5], [2, 3]], np.int32),
         },
     )
-    slices = split.slices()
+    slices = evaluation.slices(split)
     assert sorted(slices) == [
         f"{part}/{kind}" for part in ("test", "val") for kind in ("cold", "cold_own", "warm")
     ]
@@ -173,6 +174,13 @@ def test_slices_state_who_competes_and_what_is_hidden():
     assert cold.candidates.tolist() == [3, 4, 5]
     assert cold.items.tolist() == [3, 5]
     assert cold.exclude.counts.tolist() == [0, 0]
+
+    # Every slice has the training histories of all users, and they are encoded once.
+    histories = warm.histories
+    assert histories.indptr.tolist() == [0, 2, 3, 4]
+    assert histories.indices.tolist() == [2, 0, 1, 0]
+    assert all(eval_slice.histories is histories for eval_slice in slices.values())
+    assert all(eval_slice.list_without_history for eval_slice in slices.values())
 
     own = slices["test/cold_own"]
     assert own.candidates.tolist() == [3, 5]

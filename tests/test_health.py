@@ -60,11 +60,12 @@ def toy():
     def order(rng):
         return rng.permutation(SIZE * STEPS).reshape(STEPS, SIZE)
 
-    def loss(params, extra, fixed, batch, key):
-        error = jnp.sum((params["w"] - batch["x"]) ** 2)
+    def loss(params, model_state, constants, batch, key):
+        own = params["main"]["w"]
+        error = jnp.sum((own - batch["x"]) ** 2)
         # A root has no derivative at 0: the loss is finite there, its gradient is not.
-        error += jnp.sum(jnp.sqrt(jnp.abs(params["w"] * batch["kink"])))
-        return error + batch["bad"], (jnp.float32(SIZE), extra, {})
+        error += jnp.sum(jnp.sqrt(jnp.abs(own * batch["kink"])))
+        return error + batch["bad"], (jnp.float32(SIZE), model_state, {})
 
     def batches(bad=None, kink=None):
         def epoch(rng):
@@ -77,16 +78,19 @@ def toy():
 
         return epoch
 
-    def model(**wrong):
+    def model(epochs=10, **wrong):
         return Model(
-            None,
-            lambda seed: ({"w": jnp.ones(())}, ()),
-            loss,
-            lambda *_: None,
-            batches(**wrong),
-            STEPS,
-            SIZE * STEPS,
-            lambda rng, at: {"number": order(rng)[at]},
+            constants=None,
+            init=lambda seed: ({"main": {"w": jnp.ones(())}}, ()),
+            losses={"main": loss},
+            optimizers={"main": optax.sgd(1e-2)},
+            batches=batches(**wrong),
+            encode_items=lambda *_: None,
+            encode_users=lambda *_: None,
+            steps_per_epoch=STEPS,
+            examples_per_epoch=SIZE * STEPS,
+            epochs=epochs,
+            examples=lambda rng, at: {"number": order(rng)[at]},
         )
 
     return model
@@ -100,14 +104,13 @@ def where_is(number, seed, epoch):
 @pytest.mark.parametrize("wrong", ["bad", "kink"])
 @pytest.mark.parametrize("number", [0, 7])
 def test_training_stops_with_the_batch_and_before_it_is_saved(wrong, number):
-    model, optimizer = toy()(**{wrong: number}), optax.sgd(1e-2)
+    model = toy()(**{wrong: number})
     saved = []
     with pytest.raises(DivergedError) as caught:
         fit(
             model,
-            make_step(model, optimizer),
-            init_state(model, optimizer, 3),
-            epochs=10,
+            make_step(model),
+            init_state(model, 3),
             seed=3,
             due=lambda done: True,
             on_due=lambda state: saved.append(jax.tree.map(np.array, state)),
@@ -126,18 +129,17 @@ def test_training_stops_with_the_batch_and_before_it_is_saved(wrong, number):
 
 
 def test_a_loss_is_looked_at_in_time_where_nothing_is_saved():
-    model, optimizer = toy()(bad=0), optax.sgd(1e-2)
-    told = []
+    model = toy()(bad=0, epochs=Model._field_defaults["in_flight"] + 2)
+    finished = []
     with pytest.raises(DivergedError, match="the loss is nan at step"):
         fit(
             model,
-            make_step(model, optimizer),
-            init_state(model, optimizer, 0),
-            epochs=model.in_flight + 2,
+            make_step(model),
+            init_state(model, 0),
             seed=0,
-            on_step=lambda number, logs: told.append(number),
+            on_step=lambda number, metrics: finished.append(number),
         )
-    assert told == list(range(where_is(0, 0, 0)[0]))
+    assert finished == list(range(where_is(0, 0, 0)[0]))
 
 
 def test_a_run_that_diverges_leaves_the_examples_and_the_last_good_checkpoint(
@@ -150,13 +152,13 @@ def test_a_run_that_diverges_leaves_the_examples_and_the_last_good_checkpoint(
         config.seeds = (0,)
     workdir, bad = tmp_path / "run", 8
 
-    def spoilt(model, optimizer):
-        step = make_step(model, optimizer)
+    def spoilt(model):
+        step = make_step(model)
 
         def spoil(state, *inputs):
             number = int(state.step)
-            state, logs = step(state, *inputs)
-            return state, logs | {"loss": logs["loss"] * (np.nan if number == bad else 1)}
+            state, metrics = step(state, *inputs)
+            return state, metrics | {"loss": metrics["loss"] * (np.nan if number == bad else 1)}
 
         return spoil
 
