@@ -26,8 +26,8 @@ class SequenceDataset:
     """All that a sequential experiment reads.
 
     An item is warm if a training user took it, cold otherwise. Under :func:`random_cold_split` it
-    is warm unless it was drawn cold, and ``statistics["warm_items_untrained"]`` of the warm ones do not
-    occur in ``train``.
+    is warm unless it was drawn cold; ``statistics["warm_items_untrained"]`` counts the warm items
+    that do not occur in ``train``.
     """
 
     name: str

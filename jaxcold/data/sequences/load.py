@@ -61,7 +61,8 @@ def load_sequences(
         mode: which of the files ``MODE_feat.npy`` is the content; None takes the only one,
             "none" does without. Beside raw files, ``item_ids.txt`` names the item of each row.
         min_rating: keep the rows rated above it; None means 3 for "beauty", all elsewhere.
-        consecutive_duplicates: "drop" or "keep" an item that follows itself; "drop_in_train" for Amazon-M2 alone.
+        consecutive_duplicates: "drop" or "keep" an item that follows itself; "drop_in_train" is
+            for Amazon-M2 alone.
         max_users: so many users are drawn and the others left out; None means 10,000 for "zvuk",
             all elsewhere.
         published: where the files can be had, for the message when they are missing.

@@ -96,7 +96,7 @@ def temporal_split(
         val_fraction: of the n-core's users validate.
         seed: that draws them.
         val_users: names them instead.
-        consecutive_duplicates: "drop" consecutive repeats first, as the paper says, or "keep" them, as its
+        consecutive_duplicates: "drop" them first, as the paper says, or "keep" them, as its
             published preparation of Beauty does.
 
     Returns:
@@ -177,7 +177,7 @@ def random_cold_split(
         val_fraction: of the users validate, and as many are for test.
         seed: of the draws.
         max_users: so many are drawn before; None takes all.
-        consecutive_duplicates: "drop" consecutive repeats first, or "keep" them.
+        consecutive_duplicates: "drop" them first, or "keep" them.
         chosen: arrays ``cold_items``, ``train_users``, ``val_users`` and ``test_users`` of
             external ids instead of the draws; they must be ids of the log.
 
@@ -196,8 +196,8 @@ def random_cold_split(
         if not len(cold) or not held_out or 2 * held_out >= len(drawn):
             raise DataError(
                 f"{name}: {len(items)} items and {len(drawn)} users leave a part of the split "
-                f"empty at data.cold_fraction={cold_fraction}, data.val_fraction={val_fraction}; change the "
-                "shares or give more data"
+                f"empty at data.cold_fraction={cold_fraction}, data.val_fraction={val_fraction}; "
+                "change the fractions or give more data"
             )
         val, test, train = np.split(drawn, [held_out, 2 * held_out])
     else:
@@ -238,8 +238,8 @@ def given_test_split(
         val_fraction: of the users of ``rows`` validate; the paper's text says 0.1, its published
             preparation of Amazon-M2 takes 0.2.
         seed: that draws them.
-        consecutive_duplicates: "drop" consecutive consecutive_duplicates, as the paper says; "drop_in_train" leaves those of
-            the test sessions, as the published preparation does; "keep" leaves all.
+        consecutive_duplicates: "drop" them, as the paper says; "drop_in_train" leaves those of the
+            test sessions, as the published preparation does; "keep" leaves all.
 
     Raises:
         DataError: if a part of the split would be empty, or an argument is out of range.
@@ -247,7 +247,8 @@ def given_test_split(
     _check_share("val_fraction", val_fraction)
     if consecutive_duplicates not in ("drop", "drop_in_train", "keep"):
         raise DataError(
-            f"data.consecutive_duplicates={consecutive_duplicates!r}: must be 'drop', 'drop_in_train' or 'keep'"
+            f"data.consecutive_duplicates={consecutive_duplicates!r}: must be 'drop', "
+            "'drop_in_train' or 'keep'"
         )
     everything = ordered_rows(name, rows, "keep" if consecutive_duplicates == "keep" else "drop")
     asked = in_order(test)
@@ -374,7 +375,7 @@ def assemble(
 
 
 def count_seen_targets(questions: EvalSequences) -> int:
-    """EvalSequences whose answer stands in their history: certain misses if seen items are barred."""
+    """Number of sequences whose target occurs in their history: misses if those are excluded."""
     row = questions.history.row_of_entry
     return len(np.unique(row[questions.history.indices == questions.target[row]]))
 
