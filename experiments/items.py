@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import config_dict
 
@@ -13,6 +14,7 @@ from jaxcold import models, parallel
 from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.data.pairs.load import load
 from jaxcold.data.pairs.split import write_split
+from jaxcold.data.text_tables import Hosts
 from jaxcold.estimators.semco import SEMCo
 from jaxcold.models import content_knn
 from jaxcold.models.distillation import clock_of
@@ -151,7 +153,10 @@ TASK = Task(
         "warm NDCG": "test/warm/ndcg",
         "val. NDCG": "val/cold/ndcg",
     },
-    load=lambda config: load(**config.data.to_dict()),
+    load=lambda config: load(
+        **config.data.to_dict(),
+        hosts=Hosts(jax.process_count(), jax.process_index(), parallel.all_gather_hosts),
+    ),
     describe=_describe,
     slices=_slices,
     part=lambda where: "every",  # the users are the same in validation and test

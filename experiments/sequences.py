@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from ml_collections import config_dict
@@ -16,6 +17,7 @@ from jaxcold.data.sequences import evaluation as questions
 from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.data.sequences.load import load_sequences
 from jaxcold.data.sequences.split_file import write_sequence_split
+from jaxcold.data.text_tables import Hosts
 from jaxcold.estimators.sasrec import SASRec
 from jaxcold.estimators.semco import SEMCo
 from jaxcold.models import content_knn
@@ -52,7 +54,8 @@ def _title(model: Mapping[str, Any]) -> str:
 def _load(config: config_dict.ConfigDict) -> SequenceDataset:
     options = config.data.to_dict()
     run = options.pop("item_content")
-    dataset = load_sequences(**options)
+    hosts = Hosts(jax.process_count(), jax.process_index(), parallel.all_gather_hosts)
+    dataset = load_sequences(**options, hosts=hosts)
     if run is None:
         return dataset
     if dataset.content is None:

@@ -29,7 +29,7 @@ from experiments import config as base
 from experiments.bench import scaling
 from experiments.bench.toy import write_log, write_mmrec
 from jaxcold import models, parallel
-from jaxcold.data import readers
+from jaxcold.data import text_tables
 from jaxcold.eval.ranking import top_k
 from jaxcold.reporting import tables as report
 from jaxcold.sparse import linear_entmax_sum, sharded_entmax_sum
@@ -514,12 +514,17 @@ def test_what_each_host_has_reaches_all(three_hosts, monkeypatch):
 def test_hosts_read_a_share_of_the_interactions_each(end, three_hosts, tmp_path, monkeypatch):
     parsed = []
 
-    def counted(source, *rest, of=readers.pd.read_csv, **options):
+    def counted(source, *rest, of=text_tables.pd.read_csv, **options):
         table = of(source, *rest, **options)
         parsed.append(len(table))
         return table
 
-    monkeypatch.setattr(readers.pd, "read_csv", counted)
+    monkeypatch.setattr(text_tables.pd, "read_csv", counted)
+
+    def read(*arguments):
+        hosts = text_tables.Hosts(3, jax.process_index(), parallel.all_gather_hosts)
+        return text_tables.read_integers(*arguments, hosts=hosts)
+
     path, rng = tmp_path / "toy.inter", np.random.default_rng(1)
     for rows in (1, 2, 3, 50):
         ids = rng.integers(0, 10 ** rng.integers(1, 12, (rows, 2)))
@@ -527,13 +532,13 @@ def test_hosts_read_a_share_of_the_interactions_each(end, three_hosts, tmp_path,
         path.write_bytes((end or "\n").join(lines).encode() + end.encode())
         del parsed[:]
         fields = ("userID", "itemID")
-        for found in three_hosts(readers.read_integers, [path] * 3, ["\t"] * 3, [fields] * 3):
+        for found in three_hosts(read, [path] * 3, ["\t"] * 3, [fields] * 3):
             np.testing.assert_array_equal(np.stack([found[name] for name in fields], 1), ids)
         assert sum(parsed) == rows
         assert max(parsed) < 0.6 * rows + 1
     with open(path, "a") as file:
         file.write("\n7\tseven\n" if not end else "7\tseven\n")
-    for found in three_hosts(readers.read_integers, [path] * 3, ["\t"] * 3, [fields] * 3):
+    for found in three_hosts(read, [path] * 3, ["\t"] * 3, [fields] * 3):
         assert isinstance(found, DataError)
         assert f"{path}: line 52: itemID 'seven' is not an integer" in str(found)
 

@@ -115,7 +115,7 @@ def read_split(path: str | os.PathLike, interactions: Interactions) -> ColdSplit
             raise DataError(
                 f"{path}: {name} has {array.shape[1]} columns, not user and item; {remedy}"
             )
-    return checked_split(
+    return check_split(
         {part: arrays[part] for part in PARTS},
         interactions,
         place=lambda part, row: f"{path}: {part} row {row}",
@@ -123,7 +123,7 @@ def read_split(path: str | os.PathLike, interactions: Interactions) -> ColdSplit
     )
 
 
-def checked_split(
+def check_split(
     pairs: Mapping[str, np.ndarray],
     interactions: Interactions,
     place: Callable[[str, int], str],

@@ -5,7 +5,7 @@ data; a model that needs one adds its own.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -40,3 +40,4 @@ class SequenceDataset:
     user_ids: np.ndarray  # external ids; row r < train.rows is the user of train row r
     item_ids: np.ndarray  # external ids, row = item id
     statistics: Mapping[str, int]  # counts for the report
+    sources: Mapping[str, str] = field(default_factory=dict)  # file that was read -> its SHA-256

@@ -37,6 +37,14 @@ def drop_consecutive_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[~again]
 
 
+def drop_repeated_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those that repeat an earlier user, item and time: logs written twice.
+
+    So [5, 6, 5, 6, 7] at times 1, 2, 1, 2, 3 is the history [5, 6, 7]. File order is kept.
+    """
+    return rows[~rows.duplicated(["user", "item", "time"])]
+
+
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows sorted by user and time; ties keep their order."""
     user = pd.factorize(rows["user"], sort=True)[0]
@@ -251,7 +259,7 @@ def given_test_split(
             "'drop_in_train' or 'keep'"
         )
     everything = ordered_rows(name, rows, "keep" if consecutive_duplicates == "keep" else "drop")
-    asked = in_order(test)
+    asked = in_order(drop_repeated_rows(test))
     last = (asked["user"] != asked["user"].shift(-1)).to_numpy()
     # An answer that repeats the last item of its history stays an answer.
     history = (
@@ -278,7 +286,7 @@ def given_test_split(
 
 
 def ordered_rows(name: str, rows: pd.DataFrame, consecutive_duplicates: str) -> pd.DataFrame:
-    """The rows sorted by user and time, consecutive repeats dropped unless they are kept.
+    """The distinct rows sorted by user and time, consecutive duplicates dropped unless kept.
 
     Raises:
         DataError: if there are no rows, or ``consecutive_duplicates`` is neither "drop" nor "keep".
@@ -289,6 +297,7 @@ def ordered_rows(name: str, rows: pd.DataFrame, consecutive_duplicates: str) -> 
         )
     if not len(rows):
         raise DataError(f"{name}: no interactions are left; give more data or loosen the filters")
+    rows = drop_repeated_rows(rows)
     return drop_consecutive_duplicates(rows) if consecutive_duplicates == "drop" else in_order(rows)
 
 
