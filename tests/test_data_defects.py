@@ -141,3 +141,10 @@ def test_history_means_by_chunks_are_those_at_once(monkeypatch):
     means = content.mapped_history_means(histories, table, np.ones(ITEMS, bool))
     np.testing.assert_allclose(means, expected, atol=1e-6)
     assert (means[1] == 0).all()
+
+
+def test_a_split_that_declares_gigabytes_is_refused_unread(tmp_path):
+    write(tmp_path, log())
+    path = tmp_path / "split.npz"
+    np.savez_compressed(path, warm_train=np.zeros((4_000_000, 2), np.int64))
+    assert "split.npz: declares 64000" in complaint(load, tmp_path, split_file=path)
