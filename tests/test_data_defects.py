@@ -148,3 +148,9 @@ def test_a_split_that_declares_gigabytes_is_refused_unread(tmp_path):
     path = tmp_path / "split.npz"
     np.savez_compressed(path, warm_train=np.zeros((4_000_000, 2), np.int64))
     assert "split.npz: declares 64000" in complaint(load, tmp_path, split_file=path)
+
+
+@pytest.mark.parametrize("option", ["per_user", "popularity", "sharpness", "nuisance"])
+def test_nan_in_an_option_of_generated_data_is_refused(option):
+    with pytest.raises(DataError, match=f"{option}=nan: must be a finite number"):
+        load("synthetic", synthetic_options={option: float("nan")})
