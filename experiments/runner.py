@@ -14,7 +14,6 @@ from experiments import config as configs
 from experiments import seed as seeds
 from experiments import task as tasks
 from experiments import workdir as workdirs
-from experiments.method import ConfigError
 from experiments.setup import BySlice, Setup, cutoff_of, headline, make_setup, title
 from jaxcold import parallel
 from jaxcold.eval import statistics
@@ -94,16 +93,13 @@ def prepare(
     checkpoints = workdir / workdirs.CHECKPOINTS
     setup = make_setup(config, dataset, slices, own, checkpoints, console)
     is_begun = checkpoints.exists() and workdirs.config_of(workdir) and not overwrite
-    if is_begun and not task.same_split(workdir / workdirs.SPLIT_FILE, dataset):
-        raise ConfigError(
-            f"--workdir={workdir}: the data are not those that this run was begun with; name "
-            "another folder, or pass --overwrite to begin again"
-        )
+    if is_begun:
+        workdirs.check_inputs(workdir, dataset.sources)
     parallel.barrier("read")  # before the first host changes what the others look at
     if is_begun:
         workdirs.remove_partial(own)
     else:
-        workdirs.begin(own, configs.plain(config))
+        workdirs.begin(own, configs.plain(config), dataset.sources)
         task.write_split(own / workdirs.SPLIT_FILE, dataset)
     parallel.barrier("begun")
     return setup

@@ -17,6 +17,8 @@ from jaxcold.files import clear_partial, write_atomic
 
 CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
 RESULTS_FILE, USERS_FILE, CHECKPOINTS = "results.json", "per_user.npz", "checkpoints"
+INPUTS_FILE = "inputs.json"  # file that the run read -> its SHA-256
+PICTURES = ("results.md", "summary.png")
 BEST, DIVERGED = "best_checkpoints", "diverged_seed_*.json"
 
 
@@ -41,7 +43,29 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> 
         )
 
 
-def begin(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+def check_inputs(workdir: pathlib.Path, sources: Mapping[str, str]) -> None:
+    """Whether the data are those that the run of the folder was begun with.
+
+    Args:
+        workdir: of an unfinished run.
+        sources: file -> SHA-256, of the data that were read now.
+
+    Raises:
+        ConfigError: naming the first file that is another.
+    """
+    try:
+        begun = json.loads((workdir / INPUTS_FILE).read_text())
+    except (OSError, ValueError):
+        begun = {}
+    changed = differences(sources, begun if isinstance(begun, dict) else {})
+    if changed:
+        raise ConfigError(
+            f"--workdir={workdir}: the data are not those that this run was begun with "
+            f"({', '.join(changed[:3])}); name another folder, or pass --overwrite to begin again"
+        )
+
+
+def begin(workdir: pathlib.Path, config: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     """Deletes the files of an earlier run, never others, and claims the folder.
 
     Raises:
@@ -50,11 +74,12 @@ def begin(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # The config first: a run that is half deleted is none to go on with.
-        for name in (CONFIG_FILE, ROWS_FILE, RESULTS_FILE, USERS_FILE, "results.md", "summary.png"):
+        for name in (CONFIG_FILE, INPUTS_FILE, ROWS_FILE, RESULTS_FILE, USERS_FILE, *PICTURES):
             (workdir / name).unlink(missing_ok=True)
         for folder in ("tb", "models", BEST):
             shutil.rmtree(workdir / folder, ignore_errors=True)
         remove_temporary(workdir)
+        write_atomic(workdir / INPUTS_FILE, (json.dumps(dict(sources), indent=2) + "\n").encode())
         write_atomic(workdir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
     except OSError as error:
         raise ConfigError(

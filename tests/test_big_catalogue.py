@@ -178,8 +178,8 @@ def test_the_first_batches_of_an_order_are_those_of_all():
     np.testing.assert_array_equal(every.user.reshape(-1)[:23], order)
 
 
-def test_items_apart_by_device_keep_their_order():
-    found = batches.apart(np.array([0, 2, 3, 8, 11]), 4, 3, 4)
+def test_items_grouped_by_shard_keep_their_order():
+    found = batches.group_by_shard(np.array([0, 2, 3, 8, 11]), 4, 3, 4)
     np.testing.assert_array_equal(found, [[0, 2, 3, -1], [-1] * 4, [8, 11, -1, -1]])
 
 

@@ -10,8 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxcold.data import reduction
-from jaxcold.data.content import unit_rows
+from jaxcold.data.content import fit_reduction, unit_rows
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences import evaluation
 from jaxcold.data.sequences.dataset import EvalSequences, SequenceDataset
@@ -261,7 +260,7 @@ def test_clip_row_norm_refuses_nonsense():
 
 def test_golden_reduction(golden):
     arrays = golden("letitgo/content_prep")
-    fitted = reduction.fit(arrays["warm_raw"], 5)
+    fitted = fit_reduction(arrays["warm_raw"], 5)
     sign = np.sign(np.sum(fitted.components * arrays["components"], axis=1))
     np.testing.assert_allclose(fitted.components * sign[:, None], arrays["components"], atol=1e-9)
     np.testing.assert_allclose(fitted(arrays["warm_raw"]) * sign, arrays["warm_out"], atol=1e-6)

@@ -248,7 +248,10 @@ OPTIONS = {
     "core": ({"n_core": 0}, ["data.n_core=0", "from 1"]),
     "core too large": ({"n_core": 50}, ["50-core", "lower data.n_core"]),
     "no validation": ({"val_fraction": 0.99}, ["leave none to train", "data.val_fraction=0.99"]),
-    "repeats": ({"repeats": "merge"}, ["data.consecutive_duplicates='merge'", "'keep'"]),
+    "consecutive duplicates": (
+        {"consecutive_duplicates": "merge"},
+        ["data.consecutive_duplicates='merge'", "'keep'"],
+    ),
     "seed": ({"split_seed": -1}, ["data.split_seed=-1", "at least 0"]),
     "users": ({"max_users": 0}, ["data.max_users=0", "at least 1"]),
     "rating": ({"min_rating": 9}, ["no interactions are left", "loosen"]),

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from jaxcold.data import content as vectors
-from jaxcold.data import reduction
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences import evaluation
 from jaxcold.data.sequences import split as sequences
@@ -68,7 +67,7 @@ class SASRec:
     item: np.ndarray  # f32[I, dim]: trained rows of warm items, reduced content of cold ones
     warm: np.ndarray  # bool[I]: training read the item
     width: int | None  # number of raw content features; None for a table without content
-    reduction: reduction.Reduction | None  # raw content to `dim` numbers; None takes it as it is
+    reduction: vectors.Reduction | None  # raw content to `dim` numbers; None takes it as it is
     options: Mapping[str, Any]  # of `jaxcold.models.sasrec.build`, and how it was trained
     encoder: Mapping[str, np.ndarray]  # parameters by path, without the item table
 
@@ -342,13 +341,13 @@ class SASRec:
         """
         with estimator.saved(folder, MODEL) as found:
             arrays = found.arrays
-            fields = [f"reduction/{name}" for name in reduction.Reduction._fields]
+            fields = [f"reduction/{name}" for name in vectors.Reduction._fields]
             loaded = cls(
                 items=distinct(found.ids["items"], "item"),
                 item=arrays["items/embedding"],
                 warm=arrays["items/warm"],
                 width=found.meta["width"],
-                reduction=reduction.Reduction(*(arrays[name] for name in fields))
+                reduction=vectors.Reduction(*(arrays[name] for name in fields))
                 if fields[0] in arrays
                 else None,
                 options=found.meta["options"],

@@ -12,7 +12,6 @@ import numpy as np
 from jaxcold.train.step import Step, TrainState
 from jaxcold.types import Model
 
-
 # What the keys of steps are derived with. Parameters are drawn from keys derived from the seed by
 # small numbers, and so are other keys than these.
 STEPS = 0x53544550

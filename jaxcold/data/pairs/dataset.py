@@ -5,7 +5,7 @@ only read it. U users, I items, D feature width, n pairs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +78,7 @@ class Dataset:
     user_ids: np.ndarray  # [U] external ids, for reports
     item_ids: np.ndarray  # [I] external ids
     oracle: Representations | None = None  # the best possible ranking, where it is known
+    sources: Mapping[str, str] = field(default_factory=dict)  # file that was read -> its SHA-256
 
     def without_tests(self) -> "Dataset":
         """The data to choose with: no pair of a test part is left in the split or elsewhere.

@@ -96,13 +96,23 @@ def read_split(path: str | os.PathLike, interactions: Interactions) -> ColdSplit
     remedy = "write the split again with jaxcold.data.pairs.split.write_split"
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            # Checked before anything is allocated: a small file can declare gigabytes of zeros.
+            size = sum(entry.file_size for entry in archive.zip.infolist())
+            limit = 32 * (len(interactions.user) + interactions.num_items) + (1 << 16)
+            if size > limit:
+                raise DataError(
+                    f"{path}: declares {size} bytes, more than a split of these interactions can "
+                    f"have ({limit}); {remedy}"
+                )
             arrays = {name: archive[name] for name in (*PARTS, *ITEM_SETS)}
     except FileNotFoundError:
         raise DataError(f"{path}: no such split file; unset split_file to make a split") from None
     except KeyError as error:
         name = str(error.args[0]).split()[0]
         raise DataError(f"{path}: has no array {name}; {remedy}") from None
-    except Exception:  # spoilt bytes raise anything, the errors of zipfile and zlib included
+    except DataError:
+        raise
+    except Exception:  # damaged bytes raise anything, the errors of zipfile and zlib included
         raise DataError(f"{path}: is not a readable .npz of plain arrays; {remedy}") from None
     for name, array in arrays.items():
         shape = "[n, 2]" if name in PARTS else "[n]"
@@ -115,7 +125,7 @@ def read_split(path: str | os.PathLike, interactions: Interactions) -> ColdSplit
             raise DataError(
                 f"{path}: {name} has {array.shape[1]} columns, not user and item; {remedy}"
             )
-    return checked_split(
+    return check_split(
         {part: arrays[part] for part in PARTS},
         interactions,
         place=lambda part, row: f"{path}: {part} row {row}",
@@ -123,7 +133,7 @@ def read_split(path: str | os.PathLike, interactions: Interactions) -> ColdSplit
     )
 
 
-def checked_split(
+def check_split(
     pairs: Mapping[str, np.ndarray],
     interactions: Interactions,
     place: Callable[[str, int], str],

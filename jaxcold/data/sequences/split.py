@@ -37,6 +37,14 @@ def drop_consecutive_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[~again]
 
 
+def drop_repeated_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those that repeat an earlier user, item and time: logs written twice.
+
+    So [5, 6, 5, 6, 7] at times 1, 2, 1, 2, 3 is the history [5, 6, 7]. File order is kept.
+    """
+    return rows[~rows.duplicated(["user", "item", "time"])]
+
+
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows sorted by user and time; ties keep their order."""
     user = pd.factorize(rows["user"], sort=True)[0]
@@ -96,7 +104,7 @@ def temporal_split(
         val_fraction: of the n-core's users validate.
         seed: that draws them.
         val_users: names them instead.
-        consecutive_duplicates: "drop" consecutive repeats first, as the paper says, or "keep" them, as its
+        consecutive_duplicates: "drop" them first, as the paper says, or "keep" them, as its
             published preparation of Beauty does.
 
     Returns:
@@ -177,7 +185,7 @@ def random_cold_split(
         val_fraction: of the users validate, and as many are for test.
         seed: of the draws.
         max_users: so many are drawn before; None takes all.
-        consecutive_duplicates: "drop" consecutive repeats first, or "keep" them.
+        consecutive_duplicates: "drop" them first, or "keep" them.
         chosen: arrays ``cold_items``, ``train_users``, ``val_users`` and ``test_users`` of
             external ids instead of the draws; they must be ids of the log.
 
@@ -196,8 +204,8 @@ def random_cold_split(
         if not len(cold) or not held_out or 2 * held_out >= len(drawn):
             raise DataError(
                 f"{name}: {len(items)} items and {len(drawn)} users leave a part of the split "
-                f"empty at data.cold_fraction={cold_fraction}, data.val_fraction={val_fraction}; change the "
-                "shares or give more data"
+                f"empty at data.cold_fraction={cold_fraction}, data.val_fraction={val_fraction}; "
+                "change the fractions or give more data"
             )
         val, test, train = np.split(drawn, [held_out, 2 * held_out])
     else:
@@ -238,8 +246,8 @@ def given_test_split(
         val_fraction: of the users of ``rows`` validate; the paper's text says 0.1, its published
             preparation of Amazon-M2 takes 0.2.
         seed: that draws them.
-        consecutive_duplicates: "drop" consecutive consecutive_duplicates, as the paper says; "drop_in_train" leaves those of
-            the test sessions, as the published preparation does; "keep" leaves all.
+        consecutive_duplicates: "drop" them, as the paper says; "drop_in_train" leaves those of the
+            test sessions, as the published preparation does; "keep" leaves all.
 
     Raises:
         DataError: if a part of the split would be empty, or an argument is out of range.
@@ -247,10 +255,11 @@ def given_test_split(
     _check_share("val_fraction", val_fraction)
     if consecutive_duplicates not in ("drop", "drop_in_train", "keep"):
         raise DataError(
-            f"data.consecutive_duplicates={consecutive_duplicates!r}: must be 'drop', 'drop_in_train' or 'keep'"
+            f"data.consecutive_duplicates={consecutive_duplicates!r}: must be 'drop', "
+            "'drop_in_train' or 'keep'"
         )
     everything = ordered_rows(name, rows, "keep" if consecutive_duplicates == "keep" else "drop")
-    asked = in_order(test)
+    asked = in_order(drop_repeated_rows(test))
     last = (asked["user"] != asked["user"].shift(-1)).to_numpy()
     # An answer that repeats the last item of its history stays an answer.
     history = (
@@ -277,7 +286,7 @@ def given_test_split(
 
 
 def ordered_rows(name: str, rows: pd.DataFrame, consecutive_duplicates: str) -> pd.DataFrame:
-    """The rows sorted by user and time, consecutive repeats dropped unless they are kept.
+    """The distinct rows sorted by user and time, consecutive duplicates dropped unless kept.
 
     Raises:
         DataError: if there are no rows, or ``consecutive_duplicates`` is neither "drop" nor "keep".
@@ -288,6 +297,7 @@ def ordered_rows(name: str, rows: pd.DataFrame, consecutive_duplicates: str) -> 
         )
     if not len(rows):
         raise DataError(f"{name}: no interactions are left; give more data or loosen the filters")
+    rows = drop_repeated_rows(rows)
     return drop_consecutive_duplicates(rows) if consecutive_duplicates == "drop" else in_order(rows)
 
 
@@ -374,7 +384,7 @@ def assemble(
 
 
 def count_seen_targets(questions: EvalSequences) -> int:
-    """EvalSequences whose answer stands in their history: certain misses if seen items are barred."""
+    """Number of sequences whose target occurs in their history: misses if those are excluded."""
     row = questions.history.row_of_entry
     return len(np.unique(row[questions.history.indices == questions.target[row]]))
 

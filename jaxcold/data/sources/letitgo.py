@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jaxcold.data import readers
+from jaxcold.data import readers, text_tables
 from jaxcold.data.sequences import split as sequences
 from jaxcold.data.sequences.dataset import SequenceDataset
+from jaxcold.data.text_tables import ONE_HOST, Hosts
 from jaxcold.types import DataError
 
 MIN_PLAY_SECONDS = 60  # a shorter play of a track is no interaction (Zvuk)
@@ -43,20 +44,50 @@ _SESSION = re.compile(r"\[\s*'[^']+'(?:[\s,]+'[^']+')*\s*\]")
 _SESSION_ITEM = re.compile(r"'([^']+)'")
 
 
-def read_inter(path: Path, min_rating: float | None = None) -> pd.DataFrame:
+def find_files(layout: str, name: str, folder: Path, with_content: bool = True) -> list[Path]:
+    """The tables that are read from a folder in one of the layouts, once they have been read.
+
+    Args:
+        layout: see :func:`~jaxcold.data.sequences.load.load_sequences`.
+        name: of the data set.
+        folder: that holds the files.
+        with_content: whether the embeddings of prepared tables are read.
+    """
+    if layout == "inter":
+        return [folder / f"{name}.inter"]
+    if layout == "zvuk":
+        return [folder / "zvuk-interactions.parquet"]
+    if layout == "amazon_m2":
+        return [folder / file for file in (_M2_TRAIN, _M2_TEST, _M2_TRUTH)]
+    if layout == "beauty":
+        return sorted(folder.glob("reviews_*.parquet")) or sorted(folder.glob("ratings_*.csv"))
+    tables = folder / "processed"
+    kind = "csv" if (tables / _PREPARED["csv"][0]).is_file() else "parquet"
+    embeddings = [folder / "item_embeddings" / f"embeddings_{s}.npy" for s in ("warm", "cold")]
+    return [tables / file for file in _PREPARED[kind]] + (embeddings if with_content else [])
+
+
+def read_inter(
+    path: Path,
+    min_rating: float | None = None,
+    feature_rows: int | None = None,
+    hosts: Hosts = ONE_HOST,
+) -> pd.DataFrame:
     """Reads an ``.inter`` file: tab separated, header ``userID itemID rating timestamp``.
 
     Args:
         path: the file.
         min_rating: keep the rows rated above it; None keeps all and needs no ratings.
+        feature_rows: rows of the features, which no item id of any row may exceed.
+        hosts: that read the file together.
 
     Raises:
         DataError: if it is malformed, or its timestamps say nothing about the order.
     """
-    table = readers.read_integers(path, "\t", ("userID", "itemID", "timestamp"))
+    table = text_tables.read_integers(path, "\t", ("userID", "itemID", "timestamp"), hosts=hosts)
     user, item, time = (table[field] for field in ("userID", "itemID", "timestamp"))
-    readers.check_ids(path, "userID", user)
-    readers.check_ids(path, "itemID", item)
+    text_tables.check_ids(path, "userID", user)
+    text_tables.check_ids(path, "itemID", item, feature_rows)
     if len(time) > 1 and (time == time[0]).all():
         raise DataError(
             f"{path}: timestamp is {time[0]} in every row and gives no order; write the time, or "
@@ -65,7 +96,7 @@ def read_inter(path: Path, min_rating: float | None = None) -> pd.DataFrame:
     rows = pd.DataFrame({"user": user, "item": item, "time": time})
     if min_rating is None:
         return rows
-    header = readers.read_header(path, "\t", ("userID", "itemID", "rating", "timestamp"))
+    header = text_tables.read_header(path, "\t", ("userID", "itemID", "rating", "timestamp"))
     text = _read_text(path, "\t", header, skip=1)["rating"]
     return rows[_numbers(path, "rating", text, skip=1) > min_rating]
 
@@ -396,12 +427,12 @@ def _read_text(path: Path, separator: str, names: list[str], skip: int = 0) -> p
     """Text columns of a separated file; row r stands in line r + skip + 1."""
     try:
         options = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}
-        table = readers.strict_table(path, separator, names, skip, **options)
+        table = text_tables.strict_table(path, separator, names, skip, **options)
     except (ValueError, OSError, Warning) as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{path}: cannot be read ({reason}); write {len(names)} fields a line, separated by "
-            f"{readers.SEPARATORS[separator]}"
+            f"{text_tables.SEPARATORS[separator]}"
         ) from None
     if not len(table):
         raise DataError(f"{path}: has no rows; write one line per interaction")
