@@ -76,18 +76,29 @@ A loss in a training step, with the temperature of the published SEMCo models (t
 """
 
 from jaxcold.sparse.activations import (
-    budget,
     entmax,
     entmax15,
-    normmax,
+    entmax_sigmoid,
+    log_entmax,
     sparsemax,
     support_size,
     threshold,
 )
-from jaxcold.sparse.linear import linear_entmax_loss, linear_softmax_loss
-from jaxcold.sparse.linear_sharded import sharded_entmax_sum
-from jaxcold.sparse.linear_sum import linear_entmax_sum
-from jaxcold.sparse.losses import entmax15_loss, entmax_loss, fenchel_young_loss, sparsemax_loss
+from jaxcold.sparse.linear import (
+    linear_entmax_loss,
+    linear_entmax_sum,
+    linear_softmax_loss,
+    sharded_entmax_sum,
+)
+from jaxcold.sparse.losses import (
+    entmax15_loss,
+    entmax_loss,
+    entmax_sigmoid_loss,
+    fenchel_young_loss,
+    sparsemax_loss,
+)
+from jaxcold.sparse.normmax import normmax, normmax_loss
+from jaxcold.sparse.projections import budget, sparse_simplex
 
 __all__ = [
     "budget",
@@ -95,12 +106,17 @@ __all__ = [
     "entmax15",
     "entmax15_loss",
     "entmax_loss",
+    "entmax_sigmoid",
+    "entmax_sigmoid_loss",
     "fenchel_young_loss",
     "linear_entmax_loss",
     "linear_entmax_sum",
     "linear_softmax_loss",
+    "log_entmax",
     "normmax",
+    "normmax_loss",
     "sharded_entmax_sum",
+    "sparse_simplex",
     "sparsemax",
     "sparsemax_loss",
     "support_size",
