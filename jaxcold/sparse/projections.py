@@ -138,10 +138,11 @@ def budget(
 def _largest(z: jax.Array, where: Any, *, axes: tuple[int, ...], k: int) -> jax.Array:
     """bool, the shape of z: which k entries of each row are the largest, the first ones of ties."""
     rows, _ = prepare(z, axes, where)
-    at = jax.lax.top_k(rows, min(k, rows.shape[-1]))[1]
-    chosen = jnp.zeros(rows.shape, bool)
-    chosen = jnp.put_along_axis(chosen, at, True, -1, inplace=False)
-    # top_k puts NaN first, so a row with NaN keeps it.
+    smallest = jax.lax.top_k(rows, min(k, rows.shape[-1]))[0][..., -1:]
+    above, ties = rows > smallest, rows == smallest
+    places = k - above.sum(-1, keepdims=True)
+    # A row with NaN keeps it.
+    chosen = above | (ties & (jnp.cumsum(ties, -1) <= places)) | jnp.isnan(rows)
     chosen = from_rows(chosen, axes, z.shape)
     return chosen if where is None else chosen & where
 
