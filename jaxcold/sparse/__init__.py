@@ -8,9 +8,9 @@ and entmax is the distribution that maximises ``p.z + H(p)``:
 
     p = max((alpha - 1) z - eta, 0) ^ (1 / (alpha - 1)),    eta such that sum p = 1.
 
-alpha = 1 is softmax, 1.5 entmax15, 2 sparsemax; more alpha, more zeros, from above 1 on. One number per row, eta,
-is all there is to find. With ``w = p^(2 - alpha)`` on the support and 0 off it, the Jacobian is
-``J = diag(w) - w w' / sum w``. The Fenchel-Young loss against a target t is
+alpha = 1 is softmax, 1.5 entmax15, 2 sparsemax; from above 1 on, more alpha, more zeros. One number
+per row, eta, is all there is to find. With ``w = p^(2 - alpha)`` on the support and 0 off it, the
+Jacobian is ``J = diag(w) - w w' / sum w``. The Fenchel-Young loss against a target t is
 ``L = (p - t).z + H(p) - H(t)``, with gradient p - t; it is the cross-entropy at alpha = 1.
 
 >>> import jax, jax.numpy as jnp
@@ -78,7 +78,7 @@ For users of the PyTorch package entmax:
 
 | there | here |
 |---|---|
-| ``sparsemax(X, dim=-1, k=None)``, ``entmax15`` | ``sparsemax(z, axis=-1)``, ``entmax15``; ``k`` too |
+| ``sparsemax(X, dim, k)``, ``entmax15(X, dim, k)`` | ``sparsemax(z, axis, k=k)``, ``entmax15`` |
 | ``entmax_bisect(X, alpha, dim, n_iter)`` | ``entmax(z, alpha, axis)``; no count of iterations |
 | ``sparsemax_bisect``, ``ensure_sum_one`` | ``sparsemax``; rows always sum to 1 |
 | alpha as a tensor with 1 at ``dim`` | alpha as an array with 1 at ``axis`` |
@@ -91,14 +91,13 @@ For users of the PyTorch package entmax:
 | rows of -inf give NaN | rows of -inf raise, or give zeros under jit |
 
 Mean over the rows that count: ``loss.sum() / (labels >= 0).sum()``. In Optax
-``optax.losses.sparsemax_loss`` is the binary loss with labels 0 and 1, here
-``entmax_sigmoid_loss(z, label, 2.0)`` up to a factor of two in the logit (Optax has ``z`` and
-``-z`` for the two classes' halves); ``optax.losses.multiclass_sparsemax_loss`` is `sparsemax_loss`,
-and ``optax.projections.projection_simplex(x, s)`` is ``sparsemax(x, scale=s)``.
+``optax.losses.sparsemax_loss(z, label)`` is the binary loss, here
+``entmax_sigmoid_loss(z, label, 2.0)``; ``optax.losses.multiclass_sparsemax_loss`` is our
+`sparsemax_loss`, and ``optax.projections.projection_simplex(x, s)`` is ``sparsemax(x, scale=s)``.
 
 Attention with entmax in the place of softmax, in a Flax module:
-``nnx.MultiHeadAttention(..., attention_fn=functools.partial(entmax_attention, alpha=1.5))``, or with
-the arguments of `jax.nn.dot_product_attention`:
+``nnx.MultiHeadAttention(..., attention_fn=functools.partial(entmax_attention, alpha=1.5))``, or
+with the arguments of `jax.nn.dot_product_attention`:
 
 >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
 >>> learned = jnp.array([1.2, 2.0])  # one alpha per head
