@@ -53,7 +53,7 @@ from jaxcold.data.sequences.split import windows
 from jaxcold.models import sasrec
 from jaxcold.models.sequence_encoder import SASRec
 from jaxcold.sparse import fenchel_young_loss
-from jaxcold.sparse.linear_sum import tile_rows
+from jaxcold.sparse.linear.summed import tile_rows
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import Csr, MissingDataError, Model
 
