@@ -76,27 +76,11 @@ def get_config(
     c.model = method.fields()
     c.model.name = model
 
-    c.train = config_dict.ConfigDict()
-    c.train.epochs = 15
-    c.train.batch_size = 2048
-    c.train.learning_rate = 1e-3
-    c.train.eval_every = 1  # epochs between evaluations on validation
-    # Evaluations without a gain after which training ends, and the best state is taken; unset: the
-    # last one.
-    c.train.patience = config_dict.placeholder(int)
+    c.train = _train_fields()
     for field, value in method.defaults(dataset).items():
         methods.assign(c, field, value)
 
-    c.checkpoint = config_dict.ConfigDict()
-    # A checkpoint is parameters, what Adam keeps of them (twice as much), and moving averages.
-    c.checkpoint.every_steps = config_dict.placeholder(int)  # unset: once an epoch
-    # The newest that are kept while a seed trains; where the last is damaged, the older one serves.
-    c.checkpoint.keep = 2
-    # Leave the checkpoint of the best epoch on validation in WORKDIR/best_checkpoints/seed_N, also
-    # without patience. Costs one more on disk, a write after every epoch that is better than those
-    # before, and a validation after the last.
-    c.checkpoint.keep_best = False
-
+    c.checkpoint = _checkpoint_fields()
     c.eval = config_dict.ConfigDict()
     c.eval.cutoffs = (20,) if kind == "pairs" else (10,)
     c.eval.figure = True  # draw WORKDIR/summary.png
@@ -129,6 +113,31 @@ def _sequences_fields() -> config_dict.ConfigDict:
     c.max_users = config_dict.placeholder(int)  # drawn at random; unset: all
     # WORKDIR of a finished SEMCo run: its embeddings of the items take the place of their content.
     c.item_content = config_dict.placeholder(str)
+    return c
+
+
+def _train_fields() -> config_dict.ConfigDict:
+    c = config_dict.ConfigDict()
+    c.epochs = 15
+    c.batch_size = 2048
+    c.learning_rate = 1e-3
+    c.eval_every = 1  # epochs between evaluations on validation
+    # Evaluations without a gain after which training ends, and the best state is taken; unset: the
+    # last one.
+    c.patience = config_dict.placeholder(int)
+    return c
+
+
+def _checkpoint_fields() -> config_dict.ConfigDict:
+    c = config_dict.ConfigDict()
+    # A checkpoint is parameters, what Adam keeps of them (twice as much), and moving averages.
+    c.every_steps = config_dict.placeholder(int)  # unset: once an epoch
+    # The newest that are kept while a seed trains; where the last is damaged, the older one serves.
+    c.keep = 2
+    # Leave the checkpoint of the best epoch on validation in WORKDIR/best_checkpoints/seed_N, also
+    # without patience. Costs one more on disk, a write after every epoch that is better than those
+    # before, and a validation after the last.
+    c.keep_best = False
     return c
 
 
