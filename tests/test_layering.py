@@ -25,8 +25,7 @@ LAYERS = {
     "reporting": COMMON | {"eval"},
     "estimators": COMMON | {"", "data", "parallel", "models", "train", "eval", "reporting"},
 }
-# Package -> the dependencies that its modules may import; one that is absent here may import any but
-# `FLAGS`.
+# Package -> the dependencies that its modules may import; others may import any but `FLAGS`.
 DEPENDENCIES = {"sparse": {"jax", "numpy"}}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 FLAGS = {"absl", "ml_collections"}
