@@ -8,6 +8,7 @@ method are in `experiments.models`. `resolve` fills what a run leaves unset.
 import difflib
 import json
 import math
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,15 @@ class StoppedError(BaseException):
     """The process was asked to end; the same command goes on from where it stopped.
 
     As with KeyboardInterrupt, nothing that handles errors handles it.
+
+    Args:
+        message: one line.
+        signal_number: what asked for it, SIGTERM or SIGINT (Ctrl-C).
     """
+
+    def __init__(self, message: str, signal_number: int = signal.SIGTERM):
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def get_config(
@@ -59,6 +68,7 @@ def get_config(
         )
     c = config_dict.ConfigDict()
     c.about = about
+    c.about_dataset = dataset  # of whose absence `about` tells
     c.seeds = (0, 1, 2, 3, 4)  # one training run each; results are their mean and deviation
     # auto | jit | pmap | shard_map: the step on one device (jit), or on all; auto: by their number,
     # those that a CPU simulates not counted.
