@@ -46,13 +46,15 @@ def run(
         own = workdir
         if not parallel.is_primary():  # this host computes the same and writes for nobody
             own = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        return _run(config, workdir, own, overwrite)
+        lock = stack.enter_context(workdirs.Lock(own))
+        return _run(config, workdir, lock, overwrite)
 
 
 def _run(
-    config: config_dict.ConfigDict, workdir: pathlib.Path, own: pathlib.Path, overwrite: bool
+    config: config_dict.ConfigDict, workdir: pathlib.Path, lock: workdirs.Lock, overwrite: bool
 ) -> dict[str, Any]:
     """`run`; all hosts share the checkpoints, and each has a folder of its own for the rest."""
+    own = lock.workdir
     start = time.monotonic()
     console = Console(quiet=own != workdir)
     if not overwrite and (results := workdirs.finished_results(workdir, config)) is not None:
@@ -60,7 +62,7 @@ def _run(
         show(config, workdir, results, console)
         console.print("  finished before; --overwrite runs it again")
         return results
-    setup = prepare(config, workdir, own, overwrite, console)
+    setup = prepare(config, workdir, lock, overwrite, console)
     trained = [seeds.train(setup, seed) for seed in config.seeds]
     by_seed = [metrics for metrics, _ in trained]
     console.print("evaluating the baselines ...")
@@ -77,7 +79,7 @@ def _run(
 def prepare(
     config: config_dict.ConfigDict,
     workdir: pathlib.Path,
-    own: pathlib.Path,
+    lock: workdirs.Lock,
     overwrite: bool,
     console: Console,
 ) -> Setup:
@@ -85,13 +87,17 @@ def prepare(
 
     In that order: bad input leaves the folder as it was.
     """
+    own = lock.workdir
     workdirs.check(workdir, configs.plain(config), overwrite)
+    if own.exists():
+        lock.take()
     task = tasks.of(config)
     dataset = task.load(config)
     console.print(task.describe(dataset), highlight=False)
     slices = task.slices(config, dataset)
     checkpoints = workdir / workdirs.CHECKPOINTS
     setup = make_setup(config, dataset, slices, own, checkpoints, console)
+    lock.take()  # makes the folder, now that the input is known to be good
     is_begun = checkpoints.exists() and workdirs.config_of(workdir) and not overwrite
     if is_begun:
         workdirs.check_inputs(workdir, dataset.sources)

@@ -1,5 +1,6 @@
 """The folder of a run: its files, whose it is, and what has to go."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
 RESULTS_FILE, USERS_FILE, CHECKPOINTS = "results.json", "per_user.npz", "checkpoints"
 INPUTS_FILE = "inputs.json"  # file that the run read -> its SHA-256
 PICTURES = ("results.md", "summary.png")
-BEST, DIVERGED = "best_checkpoints", "diverged_seed_*.json"
+BEST, DIVERGED, LOCK = "best_checkpoints", "diverged_seed_*.json", "run.lock"
 
 
 def check(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:
@@ -65,6 +66,51 @@ def check_inputs(workdir: pathlib.Path, sources: Mapping[str, str]) -> None:
         )
 
 
+class Lock:
+    """One run at a time in a folder: held from `take` to the end of the ``with`` block.
+
+    The kernel gives up the lock of a process that dies, however it dies.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        self.workdir = workdir
+        self._file: int | None = None
+
+    def take(self) -> None:
+        """Makes the folder and locks it; again by the same run is no change.
+
+        Raises:
+            ConfigError: if another run is at work there, or if the folder cannot be written.
+        """
+        if self._file is not None:
+            return
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"--workdir={self.workdir}: another run is at work there; wait for it, or name "
+                "another folder"
+            ) from None
+        except OSError as error:
+            raise _unwritable(self.workdir, error) from None
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+
+def _unwritable(workdir: pathlib.Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder, or make "
+        "room"
+    )
+
+
 def begin(workdir: pathlib.Path, config: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     """Deletes the files of an earlier run, never others, and claims the folder.
 
@@ -82,10 +128,7 @@ def begin(workdir: pathlib.Path, config: Mapping[str, Any], sources: Mapping[str
         write_atomic(workdir / INPUTS_FILE, (json.dumps(dict(sources), indent=2) + "\n").encode())
         write_atomic(workdir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
     except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder, or "
-            "make room"
-        ) from None
+        raise _unwritable(workdir, error) from None
 
 
 def remove_temporary(workdir: pathlib.Path) -> None:
