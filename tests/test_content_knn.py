@@ -74,3 +74,16 @@ def test_input_is_not_changed():
 def test_bad_input(content, train, message):
     with pytest.raises(ValueError, match=message):
         represent(content, csr(train))
+
+
+def test_features_on_disk_give_vectors_on_disk(tmp_path):
+    """Mapped features are not made dense in memory, and the vectors are the same."""
+    rows = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float16)
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r", allow_pickle=False)
+    histories = csr([[0, 39], [7]])
+    user, item = represent({"text": rows}, histories)
+    user_mapped, item_mapped = represent({"text": mapped}, histories)
+    assert isinstance(item_mapped, np.memmap)
+    np.testing.assert_array_equal(item_mapped, item)
+    np.testing.assert_array_equal(user_mapped, user)

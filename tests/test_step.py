@@ -264,3 +264,34 @@ def test_an_epoch_of_another_number_of_batches_raises(number, message):
 
     with pytest.raises(ValueError, match=rf"epoch 1 has {message} batches; steps_per_epoch is 4"):
         fit(model, step, init_state(model, 0), seed=0)
+
+
+def test_keys_of_steps_are_not_keys_of_parameters():
+    """Parameters are drawn from the seed's key folded with small numbers; no step's key is one."""
+    seed, seen = 3, []
+
+    def loss(params, model_state, constants, batch, key):
+        jax.debug.callback(
+            lambda data: seen.append(tuple(np.asarray(data))), jax.random.key_data(key)
+        )
+        return jnp.sum(params["main"]["w"] ** 2), (jnp.ones(()), model_state, {})
+
+    model = Model(
+        constants=None,
+        init=lambda seed: ({"main": {"w": jnp.ones(2)}}, ()),
+        losses={"main": loss},
+        optimizers={"main": optax.sgd(0.1)},
+        batches=lambda rng: iter(range(5)),
+        encode_items=None,
+        encode_users=None,
+        steps_per_epoch=5,
+        examples_per_epoch=5,
+        epochs=2,
+    )
+    fit(model, make_step(model), init_state(model, seed), seed=seed)
+    jax.effects_barrier()
+    key = jax.random.key(seed)
+    of_parameters = [key, *(jax.random.fold_in(key, n) for n in range(100))]
+    taken = {tuple(np.asarray(jax.random.key_data(k))) for k in of_parameters}
+    assert len(set(seen)) == 10
+    assert not taken & set(seen)
