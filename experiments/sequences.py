@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from experiments.method import ConfigError
 from experiments.task import Task, content_findings, reading_hosts
-from jaxcold.data.pairs.dataset import PARTS as SPLIT_NAMES
+from jaxcold.data.pairs.dataset import SETS as SPLIT_NAMES
 from jaxcold.data.sequences import evaluation
 from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.data.sequences.load import load_sequences

@@ -78,7 +78,7 @@ TABLES = {
     ),
     "column twice": (
         lambda text: text.replace("rating", "userID"),
-        ["line 1", "userID stands there twice", "remove one"],
+        ["line 1", "userID is there twice", "remove one"],
     ),
     "field missing": (
         lambda text: text.replace(LINE, "\n0\t2\t1\n"),

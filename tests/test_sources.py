@@ -310,7 +310,7 @@ RAW = {
     "negative": ("users.dat", lambda s: "1 -1\n" + s, ["line 1", "id -1 is outside the 30 rows"]),
     "no such item": ("users.dat", lambda s: "1 30\n" + s, ["line 1", "id 30", "item-tag.dat"]),
     "no such tag": ("item-tag.dat", lambda s: "1 20\n" + s, ["line 1", "id 20", "tags.dat"]),
-    "twice": ("users.dat", lambda s: "3 5 6 5\n" + s, ["line 1", "id 5 stands there twice"]),
+    "twice": ("users.dat", lambda s: "3 5 6 5\n" + s, ["line 1", "id 5 is there twice"]),
     "empty": ("users.dat", lambda s: "", ["is empty"]),
     "no tags": ("tags.dat", lambda s: "", ["is empty"]),
     "binary": ("users.dat", lambda s: "\xff" + s, ["not plain text"]),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jaxcold.data.pairs.dataset import PARTS, ColdSplit, ContentFeatures, Interactions
+from jaxcold.data.pairs.dataset import SETS, ColdSplit, ContentFeatures, Interactions
 from jaxcold.data.pairs.split import check_split
 from jaxcold.data.text_tables import (
     ONE_HOST,
@@ -126,11 +126,11 @@ def read_authors_split(
     folder = root / "cold_item"
     require(folder, SPLIT_FILES.values(), published)
     pairs = {}
-    for part, name in SPLIT_FILES.items():
+    for set_name, name in SPLIT_FILES.items():
         table = read_integers(folder / name, ",", ("user", "item"), hosts=hosts)
         check_ids(folder / name, "user", table["user"])
         check_ids(folder / name, "item", table["item"], feature_rows)
-        pairs[part] = np.stack([table["user"], table["item"]], axis=1)
+        pairs[set_name] = np.stack([table["user"], table["item"]], axis=1)
     user, item = np.concatenate(list(pairs.values())).T
     if not allow_unused:
         check_used(folder / "*.csv", "user", user)
@@ -143,16 +143,16 @@ def read_authors_split(
         int(item.max()) + 1,
     )
     item_sets = {
-        "warm_items": np.unique(np.concatenate([pairs[p][:, 1] for p in PARTS[:3]])),
+        "warm_items": np.unique(np.concatenate([pairs[p][:, 1] for p in SETS[:3]])),
         "cold_val_items": np.unique(pairs["cold_val"][:, 1]),
         "cold_test_items": np.unique(pairs["cold_test"][:, 1]),
     }
 
-    def place(part: str, row: int) -> str:
-        if part in SPLIT_FILES:
-            path = folder / SPLIT_FILES[part]
+    def place(set_name: str, row: int) -> str:
+        if set_name in SPLIT_FILES:
+            path = folder / SPLIT_FILES[set_name]
             return f"{path}: line {line_of(path, row)}"
-        return f"{folder}: {part}"
+        return f"{folder}: {set_name}"
 
     return everything, check_split(pairs, everything, place, item_sets)
 

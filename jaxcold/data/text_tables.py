@@ -228,9 +228,7 @@ def read_header(path: Path, separator: str, required: Sequence[str]) -> list[str
         )
     repeated = [name for name in header if header.count(name) > 1]
     if repeated:
-        raise DataError(
-            f"{path}: line 1: column {repeated[0]} stands there twice; remove one of them"
-        )
+        raise DataError(f"{path}: line 1: column {repeated[0]} is there twice; remove one of them")
     return header
 
 

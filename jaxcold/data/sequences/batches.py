@@ -127,36 +127,38 @@ def pad_left_or_right(
     )
 
 
-def pack_shards(inputs: Csr, targets: np.ndarray, capacity: Capacity, parts: int = 1) -> Tokens:
+def pack_shards(inputs: Csr, targets: np.ndarray, capacity: Capacity, shards: int = 1) -> Tokens:
     """Sequences in equal shards, each packed alone and concatenated in every array.
 
     Args:
         inputs: see `pack`.
         targets: see `pack`.
         capacity: of each shard, see `pack`.
-        parts: number of shards; all have the same shapes, and indices count within a shard.
+        shards: their number; all have the same shapes, and indices count within a shard.
     """
-    shards = list(_iterate_shards(inputs, targets, np.arange(parts + 1) * inputs.rows // parts))
-    packed = [pack(*shard, capacity) for shard in shards]
+    edges = np.arange(shards + 1) * inputs.rows // shards
+    pieces = list(_iterate_shards(inputs, targets, edges))
+    packed = [pack(*piece, capacity) for piece in pieces]
     shapes = [(len(t.item), tuple(map(len, t.buckets))) for t in packed]
     if len(set(shapes)) > 1:  # the fullest shard decides
         rows = tuple(map(max, zip(*(rows for _, rows in shapes), strict=True)))
         wider = capacity._replace(tokens=max(tokens for tokens, _ in shapes), rows=rows)
-        packed = [pack(*shard, wider) for shard in shards]
+        packed = [pack(*piece, wider) for piece in pieces]
     return _concatenate(packed)
 
 
-def pad_shards(inputs: Csr, targets: np.ndarray, parts: int = 1) -> Tokens:
+def pad_shards(inputs: Csr, targets: np.ndarray, shards: int = 1) -> Tokens:
     """As `pack_shards`, each shard one bucket of the longest length, padded on the left.
 
     Args:
         inputs: see `pack`.
         targets: see `pack`.
-        parts: see `pack_shards`.
+        shards: see `pack_shards`.
     """
-    rows, longest = -(-inputs.rows // parts), int(inputs.counts.max())
-    shards = _iterate_shards(inputs, targets, np.minimum(np.arange(parts + 1) * rows, inputs.rows))
-    return _concatenate([pad_left_or_right(*shard, rows, longest, left=True) for shard in shards])
+    rows, longest = -(-inputs.rows // shards), int(inputs.counts.max())
+    edges = np.minimum(np.arange(shards + 1) * rows, inputs.rows)
+    pieces = _iterate_shards(inputs, targets, edges)
+    return _concatenate([pad_left_or_right(*piece, rows, longest, left=True) for piece in pieces])
 
 
 def _iterate_shards(
@@ -168,10 +170,10 @@ def _iterate_shards(
         yield inputs.take(np.arange(first, last)), own
 
 
-def _concatenate(parts: list[Tokens]) -> Tokens:
-    if len(parts) == 1:
-        return parts[0]
-    item, position, target, shapes, slot = zip(*parts, strict=True)
+def _concatenate(shards: list[Tokens]) -> Tokens:
+    if len(shards) == 1:
+        return shards[0]
+    item, position, target, shapes, slot = zip(*shards, strict=True)
     join = np.concatenate
     return Tokens(
         join(item),

@@ -57,7 +57,7 @@ def load_sequences(
             from there; or with ``cold_items``, ``train_users``, ``val_users`` and ``test_users``,
             for the protocol "random_cold".
         split_seed: of all draws.
-        quantile: share of the rows up to the boundary of the temporal protocol.
+        quantile: fraction of the rows up to the boundary of the temporal protocol.
         n_core: of those rows.
         val_fraction: of the users validate, and as many are for test under "random_cold".
         cold_fraction: of the items that "random_cold" draws.

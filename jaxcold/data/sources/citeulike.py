@@ -135,7 +135,7 @@ def read_rows(path: Path, end: int, of: str) -> Csr:
                 elif wrong:
                     problem = f"id {wrong[0]} is outside the {end} rows of {of}"
                 elif len(set(row)) != len(row):
-                    problem = f"id {next(i for i in row if row.count(i) > 1)} stands there twice"
+                    problem = f"id {next(i for i in row if row.count(i) > 1)} is there twice"
                 else:
                     continue
                 if not line.split():

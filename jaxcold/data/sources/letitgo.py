@@ -116,14 +116,14 @@ def read_beauty(folder: Path, min_rating: float | None = None, published: str = 
     Raises:
         DataError: if there is no such file, more than one, or it is malformed.
     """
-    found = sorted(folder.glob("reviews_*.parquet")) or sorted(folder.glob("ratings_*.csv"))
-    if not found:
+    files = sorted(folder.glob("reviews_*.parquet")) or sorted(folder.glob("ratings_*.csv"))
+    if not files:
         readers.require(folder, ["reviews_Beauty_5.parquet or ratings_Beauty.csv"], published)
-    if len(found) > 1:
+    if len(files) > 1:
         raise DataError(
-            f"{folder}: {found[0].name} and {found[1].name}; leave one of them in the folder"
+            f"{folder}: {files[0].name} and {files[1].name}; leave one of them in the folder"
         )
-    path = found[0]
+    path = files[0]
     if path.suffix == ".parquet":
         columns = ("reviewerID", "asin", "overall", "unixReviewTime")
         table = _read_parquet(path, columns).set_axis(["user", "item", "rating", "time"], axis=1)
@@ -242,8 +242,8 @@ def read_prepared(
         )
     num_warm = _count_ids(paths[0], train["item"], 1)
     _refuse(paths[1], "item_id", val["item"], val["item"] > num_warm, "no training row has it")
-    asked = pd.concat([test["item"], truth["item"]])
-    num_cold = _count_ids(tables, asked[asked > num_warm], num_warm + 1)
+    evaluated = pd.concat([test["item"], truth["item"]])
+    num_cold = _count_ids(tables, evaluated[evaluated > num_warm], num_warm + 1)
     wrong = truth["is_cold"].astype(bool) != (truth["item"] > num_warm)
     _refuse(paths[3], "item_id", truth["item"], wrong, "is_cold contradicts the training rows")
     twice = truth["user"].duplicated()
@@ -300,7 +300,7 @@ def read_item_list(folder: Path, rows: int) -> np.ndarray:
     again = np.flatnonzero(pd.Series(ids).duplicated())
     if len(again):
         raise DataError(
-            f"{path}: line {again[0] + 1}: id {ids[again[0]]!r} stands there twice; keep one row "
+            f"{path}: line {again[0] + 1}: id {ids[again[0]]!r} is there twice; keep one row "
             "of features per item"
         )
     return np.array(ids)
@@ -368,12 +368,12 @@ def _count_ids(path: Path, items: pd.Series, first: int) -> int:
 
 
 def _read_sessions(path: Path, columns: Sequence[str], locale: str) -> pd.DataFrame:
-    """Rows of one locale, indexed by the row of the file; in pieces, the file is large."""
-    parts, locales = [], set()
-    for part in _read_csv(path, columns):
-        parts.append(part[part["locale"] == locale])
-        locales |= set(part["locale"].unique())
-    table = pd.concat(parts)
+    """Rows of one locale, indexed by the row of the file; read in blocks, the file is large."""
+    blocks, locales = [], set()
+    for block in _read_csv(path, columns):
+        blocks.append(block[block["locale"] == locale])
+        locales |= set(block["locale"].unique())
+    table = pd.concat(blocks)
     if not len(table):
         raise DataError(
             f"{path}: no session of locale {locale}, only {', '.join(sorted(locales)) or 'none'}; "
@@ -382,7 +382,7 @@ def _read_sessions(path: Path, columns: Sequence[str], locale: str) -> pd.DataFr
     return table
 
 
-def _session_rows(path: Path, sessions: pd.DataFrame, part: str) -> pd.DataFrame:
+def _session_rows(path: Path, sessions: pd.DataFrame, split: str) -> pd.DataFrame:
     items = []
     for row, text in sessions["prev_items"].items():
         if not _SESSION.fullmatch(text):
@@ -397,7 +397,7 @@ def _session_rows(path: Path, sessions: pd.DataFrame, part: str) -> pd.DataFrame
     whole = [[*before, last] for before, last in zip(items, sessions["next_item"], strict=True)]
     lengths = np.array([len(session) for session in whole])
     starts = np.cumsum(lengths) - lengths
-    names = np.array([f"{part}:{row}" for row in sessions.index])
+    names = np.array([f"{split}:{row}" for row in sessions.index])
     return pd.DataFrame(
         {
             "user": np.repeat(names, lengths),
@@ -408,14 +408,14 @@ def _session_rows(path: Path, sessions: pd.DataFrame, part: str) -> pd.DataFrame
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """Named text columns of a csv with quoted fields, in pieces; the index counts its rows."""
+    """Named text columns of a csv with quoted fields, in blocks; the index counts its rows."""
     try:
         with pd.read_csv(
             path, dtype=str, keep_default_na=False, chunksize=500_000, encoding="utf-8"
-        ) as pieces:
-            for piece in pieces:
-                _check_columns(path, piece.columns, columns)
-                yield piece[list(columns)].fillna("")
+        ) as blocks:
+            for block in blocks:
+                _check_columns(path, block.columns, columns)
+                yield block[list(columns)].fillna("")
     except (ValueError, OSError) as error:
         if isinstance(error, DataError):
             raise
@@ -424,7 +424,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
 
 
 def _read_text(path: Path, separator: str, names: list[str], skip: int = 0) -> pd.DataFrame:
-    """Text columns of a separated file; row r stands in line r + skip + 1."""
+    """Text columns of a separated file; row r is line r + skip + 1."""
     try:
         options = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}
         table = text_tables.strict_table(path, separator, names, skip, **options)
@@ -482,7 +482,7 @@ def _is_number(text: str) -> bool:
 
 
 def _numbers(path: Path, field: str, text: pd.Series, skip: int = 0) -> np.ndarray:
-    """f64 or i64 of a text column whose row r stands in line r + skip + 1."""
+    """f64 or i64 of a text column whose row r is line r + skip + 1."""
     numbers = pd.to_numeric(text, errors="coerce").to_numpy()
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
