@@ -131,7 +131,9 @@ def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
     if len(lines) > 2:  # a traceback or a list of attempts: what happened comes last
         lines = ["--config:", re.sub(r"^[\w.]+Error: ", "", lines[-1])]
-    return " ".join(lines).replace("\\", "").strip("'") or repr(error)
+    line = " ".join(lines).replace("\\", "")
+    # A KeyError is quoted as a whole; a name at the end is too, and keeps its quotes.
+    return (line[1:-1] if line[:1] == line[-1:] == "'" else line) or repr(error)
 
 
 def command(argv: Sequence[str], job: Job) -> int:
