@@ -13,7 +13,7 @@ from jaxcold.data.pairs.load import default_root
 from jaxcold.data.sequences import split as sequences
 from jaxcold.data.sequences import split_file as sequence_splits
 from jaxcold.data.sequences.dataset import SequenceDataset
-from jaxcold.data.sources import letitgo
+from jaxcold.data.sources import amazon_m2, letitgo
 from jaxcold.data.text_tables import ONE_HOST, Hosts
 from jaxcold.types import DataError
 
@@ -125,7 +125,7 @@ def load_sequences(
         rows = letitgo.read_zvuk(folder, published)
         max_users = max_users or ZVUK_USERS
     else:
-        rows, test = letitgo.read_amazon_m2(folder, published=published)
+        rows, test = amazon_m2.read_amazon_m2(folder, published=published)
 
     if split_file is not None:
         arrays = sequence_splits.read_arrays(split_file)
