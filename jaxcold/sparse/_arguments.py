@@ -212,7 +212,12 @@ def canonical_labels(labels: Any, n: int) -> jax.Array:
 
 def poison(x: jax.Array, invalid: jax.Array) -> jax.Array:
     """``x`` with NaN where ``invalid``, in the value and in every gradient that passes through."""
-    return x + jnp.where(invalid, jnp.nan, 0).astype(x.dtype)
+    return x + nan_where(invalid, jnp.zeros_like(invalid, x.dtype))
+
+
+def nan_where(invalid: jax.Array, x: jax.Array) -> jax.Array:
+    """``x``, NaN where ``invalid``; `jax.debug_nans` does not see the constant."""
+    return jnp.where(invalid, np.array(np.nan, x.dtype), x)
 
 
 def valid_alpha(alpha: jax.Array) -> jax.Array:

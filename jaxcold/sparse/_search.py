@@ -374,9 +374,9 @@ def _find_in_blocks(
         def part(a: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(a, first, block)
 
-        found = find(*jax.tree.map(part, (z, scale, alpha, at_least)))
+        block_results = find(*jax.tree.map(part, (z, scale, alpha, at_least)))
         return jax.tree.map(
-            lambda a, b: jax.lax.dynamic_update_slice(a, b, (first,)), results, found
+            lambda a, b: jax.lax.dynamic_update_slice(a, b, (first,)), results, block_results
         )
 
     # Made from the logits, so that shard_map takes them to differ between devices as those do.

@@ -19,6 +19,7 @@ from jaxcold.sparse._arguments import (
     check_values,
     check_where,
     concrete,
+    nan_where,
     number,
     per_row,
     poison,
@@ -233,37 +234,41 @@ def _losses(
     batch, n = rows.shape[:-1], rows.shape[-1]
     kept = None if where is None else to_rows(jnp.broadcast_to(where, z.shape), axes)
     target = jax.lax.stop_gradient(target)
+    t = None
     if is_label(target):
         target = canonical_labels(target, n)
-        live = target >= 0
+        is_counted = target >= 0
         invalid = target >= n
         is_wrong = jnp.zeros(batch, bool)
         if kept is not None:
             at = jnp.clip(target, 0, n - 1)[..., None]
-            live &= invalid | jnp.take_along_axis(kept, at, -1)[..., 0]
+            is_counted &= invalid | jnp.take_along_axis(kept, at, -1)[..., 0]
     else:
         t = to_rows(target, axes).astype(rows.dtype)
-        live = (t != 0).any(-1)
+        is_counted = (t != 0).any(-1)
         if kept is not None:
-            live &= ~((t != 0) & ~kept).any(-1)
-        invalid = is_wrong = live & distribution_error(target, t)
+            is_counted &= ~((t != 0) & ~kept).any(-1)
+        invalid = is_wrong = is_counted & distribution_error(target, t)
     if weights is not None:
         weights = jnp.broadcast_to(jnp.asarray(weights).astype(rows.dtype), batch)
         # Only rows that hold something else than numbers are hidden from the gradient: that of
         # the weight is the loss, also at 0.
-        live &= (weights != 0) | jnp.isfinite(rows.max(-1))
+        is_counted &= (weights != 0) | jnp.isfinite(rows.max(-1))
         invalid &= weights != 0
         is_wrong &= weights != 0
-    target = jnp.where(live, target, -1) if is_label(target) else jnp.where(live[..., None], t, 0)
+    if t is None:
+        target = jnp.where(is_counted, target, -1)
+    else:
+        target = jnp.where(is_counted[..., None], t, 0)
     tau = jnp.broadcast_to(jnp.asarray(tau).astype(rows.dtype), batch)
     tau = tau if config.unit_tau else poison(tau, ~(tau > 0))
     if config.search.alpha is None:
         alpha = valid_alpha(per_row(alpha, z.shape, axes, rows.dtype))
-    status = jnp.where(live, jnp.where(invalid, jnp.nan, 1.0), 0.0).astype(rows.dtype)
+    status = nan_where(invalid & is_counted, is_counted.astype(rows.dtype))
     value, _, _ = loss_and_p(config, rows, target, tau, alpha, status)
     if weights is not None:
         value = weighted(value, weights)
-    return value, is_lost & live, is_wrong
+    return value, is_lost & is_counted, is_wrong
 
 
 def fenchel_young_loss(

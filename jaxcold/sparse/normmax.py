@@ -180,19 +180,19 @@ def _normmax_losses(
     if is_label(target):
         target = canonical_labels(target, n)
         t, invalid = as_distribution(target, rows), target >= n
-        live = target >= 0
+        is_counted = target >= 0
     else:
         t = to_rows(target, axes).astype(rows.dtype)
-        live = (t != 0).any(-1)
-        invalid = wrong = live & distribution_error(target, t)
-    live &= ~((t != 0) & ~kept).any(-1)
+        is_counted = (t != 0).any(-1)
+        invalid = wrong = is_counted & distribution_error(target, t)
+    is_counted &= ~((t != 0) & ~kept).any(-1)
     if weights is not None:
         weights = jnp.broadcast_to(jnp.asarray(weights).astype(rows.dtype), rows.shape[:-1])
-        live &= (weights != 0) | jnp.isfinite(jnp.where(kept, rows, -jnp.inf).max(-1))
+        is_counted &= (weights != 0) | jnp.isfinite(jnp.where(kept, rows, -jnp.inf).max(-1))
         wrong &= weights != 0
     order = per_row(alpha, z.shape, axes, rows.dtype)[..., None]
-    order = poison(order, ~((order > 1) & (order < jnp.inf)) | (invalid & live)[..., None])
-    rows = jnp.where(live[..., None], rows, 0)
-    value = _normmax_value(rows, jnp.where(live[..., None], t, 0), order, kept)
-    value = jnp.where(live, value, 0)
+    order = poison(order, ~((order > 1) & (order < jnp.inf)) | (invalid & is_counted)[..., None])
+    rows = jnp.where(is_counted[..., None], rows, 0)
+    value = _normmax_value(rows, jnp.where(is_counted[..., None], t, 0), order, kept)
+    value = jnp.where(is_counted, value, 0)
     return (value if weights is None else weighted(value, weights)), wrong

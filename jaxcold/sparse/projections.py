@@ -17,6 +17,7 @@ from jaxcold.sparse._arguments import (
     check_where,
     float_dtype,
     from_rows,
+    nan_where,
     per_row,
     poison,
     prepare,
@@ -58,7 +59,7 @@ def _capped_rows(x: jax.Array, total: jax.Array, upper: jax.Array) -> jax.Array:
     capped = jnp.where(over >= upper, upper, 0).sum(-1)
     exact = (jnp.where(between, x, 0).sum(-1) + capped - total) / jnp.maximum(size, 1)
     p = jnp.clip(x - jnp.where(size > 0, exact, tau)[..., None], 0, upper)
-    return jnp.where(is_nan[..., None], jnp.nan, p)
+    return nan_where(is_nan[..., None], p)
 
 
 @_capped_rows.defjvp

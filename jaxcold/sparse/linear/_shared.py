@@ -44,7 +44,7 @@ class Operands(NamedTuple):
     weights: Any  # [rows] or None
     targets: Any  # i32[rows, k] in [0, n), 0 where there is none
     shares: Any  # [rows, k] of each target; 0 where there is none
-    live: Any  # bool[rows], False for ignored rows
+    is_counted: Any  # bool[rows], False for ignored rows
 
 
 def product(a: jax.Array, b: jax.Array, axes: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
@@ -247,19 +247,19 @@ def make_operands(arguments: Arguments) -> Operands:
         is_wrong = (shares < 0).any(1) | ~_sums_to_one(shares)
         shares = lax.stop_gradient(shares.astype(dtype))
         is_wrong |= ((targets < 0) & (shares != 0)).any(1)
-    live = (shares != 0).any(1)
+    is_counted = (shares != 0).any(1)
     is_wrong |= (targets >= n).any(1)
     targets = jnp.clip(targets, 0, n - 1)
     if bias is not None:
         bias = bias.astype(dtype)
     if where is not None:
-        live &= is_wrong | ~((shares != 0) & ~where[targets]).any(1)
+        is_counted &= is_wrong | ~((shares != 0) & ~where[targets]).any(1)
         bias = jnp.where(where, jnp.zeros(n, dtype) if bias is None else bias, -jnp.inf)
     tau = jnp.broadcast_to(tau.astype(dtype), batch).reshape(rows)
-    tau = poison(tau, ~(tau > 0) | (is_wrong & live))
+    tau = poison(tau, ~(tau > 0) | (is_wrong & is_counted))
     if weights is not None:
         weights = jnp.broadcast_to(weights.astype(dtype), batch).reshape(rows)
-    return Operands(h, W, bias, tau, weights, targets, shares, live)
+    return Operands(h, W, bias, tau, weights, targets, shares, is_counted)
 
 
 def entropy_of_targets(shares: jax.Array, alpha: float) -> jax.Array:

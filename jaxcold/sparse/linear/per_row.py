@@ -111,7 +111,7 @@ def _solve_tile(
     tau: jax.Array,
     targets: jax.Array,
     shares: jax.Array,
-    live: jax.Array,
+    is_counted: jax.Array,
     config: LinearConfig,
 ) -> RowResults:
     """The forward pass of rows whose logits ``z`` [rows, N] are all present."""
@@ -132,10 +132,10 @@ def _solve_tile(
     support = jnp.pad(support, ((0, 0), (0, blocks * per_block - maxima.shape[1])))
     is_reached = support.reshape(rows, blocks, per_block).any(2)
     return RowResults(
-        jnp.where(live, loss, 0),
+        jnp.where(is_counted, loss, 0),
         result,
-        jnp.where(live, entropy, 0),
-        is_reached & live[:, None],
+        jnp.where(is_counted, entropy, 0),
+        is_reached & is_counted[:, None],
     )
 
 
@@ -146,7 +146,7 @@ def _forward(
     tau: jax.Array,
     targets: jax.Array,
     shares: jax.Array,
-    live: jax.Array,
+    is_counted: jax.Array,
     config: LinearConfig,
 ) -> RowResults:
     rows, size = h.shape[0], config.rows
@@ -154,7 +154,7 @@ def _forward(
     def pad(a: jax.Array) -> jax.Array:
         return jnp.concatenate([a, jnp.zeros_like(a, shape=(size, *a.shape[1:]))])
 
-    operands = jax.tree.map(pad, (h, tau, targets, shares, live))
+    operands = jax.tree.map(pad, (h, tau, targets, shares, is_counted))
 
     def tile(i: jax.Array, results: RowResults) -> RowResults:
         first = i * size
@@ -167,7 +167,7 @@ def _forward(
             lambda a, b: lax.dynamic_update_slice_in_dim(a, b, first, 0), results, solved
         )
 
-    like = tuple(jax.tree.leaves((h, W, bias, tau, targets, shares, live)))
+    like = tuple(jax.tree.leaves((h, W, bias, tau, targets, shares, is_counted)))
     number = functools.partial(zeros, (rows + size,), tau.dtype, like)
     flags = zeros((rows + size, -(-W.shape[0] // config.columns)), jnp.int32, like) != 0
     threshold = ThresholdResult(*(number() for _ in ThresholdResult._fields))
@@ -184,24 +184,24 @@ def _linear_loss(
     tau: jax.Array,
     targets: jax.Array,
     shares: jax.Array,
-    live: jax.Array,
+    is_counted: jax.Array,
     config: LinearConfig,
 ) -> jax.Array:
-    return _forward(h, W, bias, tau, targets, shares, live, config).loss
+    return _forward(h, W, bias, tau, targets, shares, is_counted, config).loss
 
 
-def _linear_loss_forward(h, W, bias, tau, targets, shares, live, config):  # type: ignore[no-untyped-def]
-    results = _forward(h, W, bias, tau, targets, shares, live, config)
-    return results.loss, (h, W, bias, tau, targets, shares, live, results)
+def _linear_loss_forward(h, W, bias, tau, targets, shares, is_counted, config):  # type: ignore[no-untyped-def]
+    results = _forward(h, W, bias, tau, targets, shares, is_counted, config)
+    return results.loss, (h, W, bias, tau, targets, shares, is_counted, results)
 
 
 def _linear_loss_backward(config, saved, cotangent):  # type: ignore[no-untyped-def]
-    h, W, bias, tau, targets, shares, live, results = saved
+    h, W, bias, tau, targets, shares, is_counted, results = saved
     (rows, d), n = h.shape, W.shape[0]
     size = min(config.columns, n)
-    few, many = at_most(_GATHERED_ROWS, rows), at_most(_MANY_ROWS, rows)
+    small_tile, large_tile = at_most(_GATHERED_ROWS, rows), at_most(_MANY_ROWS, rows)
     dtype, search = tau.dtype, SearchConfig(config.alpha)
-    cotangent = jnp.where(live, cotangent, 0)
+    cotangent = jnp.where(is_counted, cotangent, 0)
     like = tuple(jax.tree.leaves((h, W, bias, tau, targets, cotangent)))
 
     def tile(index, state, chunk, W_block, bias_block, is_fresh, order):  # type: ignore[no-untyped-def]
@@ -225,7 +225,7 @@ def _linear_loss_backward(config, saved, cotangent):  # type: ignore[no-untyped-
     def block(b, state):  # type: ignore[no-untyped-def]
         dh, dW, dbias = state
         is_reached = lax.dynamic_index_in_dim(results.is_reached, b, 1, keepdims=False)
-        order, count = indices_of(is_reached & (cotangent != 0), rows + many)
+        order, count = indices_of(is_reached & (cotangent != 0), rows + large_tile)
         # The last block may be ragged: it is moved back, and its repeated columns are not fresh.
         start = jnp.minimum(b * config.columns, n - size)
         columns = start + jnp.arange(size, dtype=jnp.int32)
@@ -246,14 +246,14 @@ def _linear_loss_backward(config, saved, cotangent):  # type: ignore[no-untyped-
             return lax.fori_loop(0, (count + chunk - 1) // chunk, add, state)
 
         state = dh, dW_block, dbias_block
-        if few == many:
-            dh, dW_block, dbias_block = in_chunks(few, state)
+        if small_tile == large_tile:
+            dh, dW_block, dbias_block = in_chunks(small_tile, state)
         else:
             # Small chunks waste little where few rows reach; large ones multiply faster.
             dh, dW_block, dbias_block = lax.cond(
-                count > many // 2,
-                functools.partial(in_chunks, many),
-                functools.partial(in_chunks, few),
+                count > large_tile // 2,
+                functools.partial(in_chunks, large_tile),
+                functools.partial(in_chunks, small_tile),
                 state,
             )
         return (
@@ -291,11 +291,19 @@ def _compiled(arguments: Arguments, config: LinearConfig) -> jax.Array:
     batch, rows = arguments.h.shape[:-1], given.h.shape[0]
     if isinstance(rows, int) and rows == 0:
         return jnp.zeros(batch, given.tau.dtype)
-    operands = (given.h, given.W, given.bias, given.tau, given.targets, given.shares, given.live)
+    operands = (
+        given.h,
+        given.W,
+        given.bias,
+        given.tau,
+        given.targets,
+        given.shares,
+        given.is_counted,
+    )
     loss = _linear_loss(*alike(operands), config)
     if arguments.probabilities is not None:
         entropy = entropy_of_targets(given.shares, config.alpha)
-        loss = loss - jnp.where(given.live, given.tau * entropy, 0)
+        loss = loss - jnp.where(given.is_counted, given.tau * entropy, 0)
     if given.weights is not None:
         loss = weighted(loss, given.weights)
     return loss.reshape(batch)

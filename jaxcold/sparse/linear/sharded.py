@@ -41,7 +41,7 @@ def _pass(
     bias: jax.Array | None,
     tau: jax.Array,
     targets: jax.Array,
-    live: jax.Array,
+    is_counted: jax.Array,
     config: ShardConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """This device's part of the sum, and of its gradients in h, W and tau.
@@ -51,10 +51,10 @@ def _pass(
     alpha, size, axis = config
     (rows, d), n, dtype = h.shape, W.shape[0], tau.dtype
     local = targets - lax.axis_index(axis) * n
-    own = live & (local >= 0) & (local < n)
+    own = is_counted & (local >= 0) & (local < n)
     at_target = jnp.where(own, local, 0)
     # Rows that count come first, so that whole tiles of others are never reached.
-    order, count = indices_of(live, -(-rows // size) * size)
+    order, count = indices_of(is_counted, -(-rows // size) * size)
     tiles = (count + size - 1) // size
     scale = 1 / tau
 
@@ -92,7 +92,7 @@ def _pass(
         top = lax.pmax(own_top, axis)
         top = jnp.where(top == -jnp.inf, 0, top)
         mass = lax.psum(mass * jnp.exp((own_top - top) * scale), axis)
-        mass = jnp.where(live, mass, 1)
+        mass = jnp.where(is_counted, mass, 1)
 
         def tile(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             dh, dW, expected = state
@@ -136,11 +136,11 @@ def _pass(
         own_entropy = jnp.zeros_like(entropy)
 
     # What all devices know counts on the first; a target counts where its item is.
-    is_first = live & (lax.axis_index(axis) == 0)
+    is_first = is_counted & (lax.axis_index(axis) == 0)
     hit = jnp.where(own[:, None], W[at_target], 0).astype(dtype)
     score = jnp.where(own, (h.astype(dtype) * hit).sum(1), 0)
     total = jnp.sum(jnp.where(is_first, losses, 0)) - jnp.sum(score)
-    dtau = jnp.sum(jnp.where(is_first, entropy, 0) + jnp.where(live, own_entropy, 0))
+    dtau = jnp.sum(jnp.where(is_first, entropy, 0) + jnp.where(is_counted, own_entropy, 0))
     dW = dW.T.at[jnp.where(own, at_target, n)].add(-h.astype(dtype), mode="drop")
     return total, dh - hit, dW, dtau
 
@@ -152,14 +152,14 @@ def _sum(
     bias: jax.Array | None,
     tau: jax.Array,
     targets: jax.Array,
-    live: jax.Array,
+    is_counted: jax.Array,
     config: ShardConfig,
 ) -> jax.Array:
-    return _pass(h, W, bias, tau, targets, live, config)[0]
+    return _pass(h, W, bias, tau, targets, is_counted, config)[0]
 
 
-def _forward(h, W, bias, tau, targets, live, config):  # type: ignore[no-untyped-def]
-    total, dh, dW, dtau = _pass(h, W, bias, tau, targets, live, config)
+def _forward(h, W, bias, tau, targets, is_counted, config):  # type: ignore[no-untyped-def]
+    total, dh, dW, dtau = _pass(h, W, bias, tau, targets, is_counted, config)
     return total, (dh.astype(h.dtype), dW.astype(W.dtype), None, dtau)
 
 
@@ -177,16 +177,16 @@ def _compute(arguments: Arguments, config: ShardConfig) -> jax.Array:
     dtype = jnp.promote_types(h.dtype, jnp.float32)
     total = n * lax.psum(1, axis)
     targets = canonical_labels(targets, total)
-    live = targets >= 0
+    is_counted = targets >= 0
     bias = None
     if where is not None:
         bias = jnp.where(where, jnp.zeros(n, dtype), -jnp.inf)
         local = targets - lax.axis_index(axis) * n
-        own = live & (local >= 0) & (local < n)
+        own = is_counted & (local >= 0) & (local < n)
         is_dropped = own & ~where[jnp.where(own, local, 0)]
-        live &= lax.psum(is_dropped.astype(dtype), axis) == 0
+        is_counted &= lax.psum(is_dropped.astype(dtype), axis) == 0
     tau = poison(tau.astype(dtype), ~(tau > 0) | (targets >= total).any())
-    return _sum(h, W, bias, tau, targets, live, config)
+    return _sum(h, W, bias, tau, targets, is_counted, config)
 
 
 def sharded_entmax_sum(

@@ -35,9 +35,9 @@ from jaxcold.sparse.linear._shared import (
 )
 from jaxcold.sparse.losses import weighted
 
-_FEW, _MANY = 64, 256  # rows of a tile; products like multiples of 64
-_CACHED = 1 << 20  # logits that stay near the processor from one product to the next
-_HELD = 1 << 26  # logits that memory always has room for
+_SMALL_TILE, _LARGE_TILE = 64, 256  # rows of a tile; products like multiples of 64
+_CACHE_LOGITS = 1 << 20  # logits that stay near the processor from one product to the next
+_MEMORY_LOGITS = 1 << 26  # logits that memory always has room for
 
 
 class SumConfig(NamedTuple):
@@ -57,7 +57,10 @@ def tile_rows(rows: int, n: int) -> int:
         rows: of h.
         n: items.
     """
-    size = _FEW if _FEW * n <= _CACHED else min(max(_HELD // n // _FEW * _FEW, _FEW), _MANY)
+    if _SMALL_TILE * n <= _CACHE_LOGITS:
+        return at_most(_SMALL_TILE, rows)
+    multiples = max(_MEMORY_LOGITS // n // _SMALL_TILE, 1)
+    size = min(multiples * _SMALL_TILE, _LARGE_TILE)
     return at_most(size, rows)
 
 
@@ -90,10 +93,10 @@ def _pass(
 
     All in the accumulator's dtype.
     """
-    h, W, bias, tau, weights, targets, shares, live = operands
+    h, W, bias, tau, weights, targets, shares, is_counted = operands
     rows, d = h.shape
     n, size, dtype = W.shape[0], config.rows, tau.dtype
-    order, count = indices_of(live, rows + size)
+    order, count = indices_of(is_counted, rows + size)
 
     def tile(i: jax.Array, state: tuple) -> tuple:
         losses, entropies, dh, dW, dbias = state  # dW is transposed: what is turned is narrow
@@ -137,7 +140,7 @@ def _pass(
     losses, entropies, dh, dW, dbias = lax.fori_loop(0, (count + size - 1) // size, tile, start)
     dW = dW.T
     if gradient:
-        part = jnp.where(live[:, None], shares, 0)
+        part = jnp.where(is_counted[:, None], shares, 0)
         if weights is not None:
             part = part * weights[:, None]
         dW = subtract_targets(dW, h, targets, part)
@@ -183,7 +186,7 @@ def _compiled(arguments: Arguments, config: SumConfig) -> jax.Array:
     total = _sum(alike(operands), config)
     if arguments.probabilities is not None:
         entropy = operands.tau * entropy_of_targets(operands.shares, config.alpha)
-        total = total - _total(jnp.where(operands.live, entropy, 0), operands.weights)
+        total = total - _total(jnp.where(operands.is_counted, entropy, 0), operands.weights)
     return total
 
 
