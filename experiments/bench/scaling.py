@@ -38,15 +38,15 @@ class Cost(NamedTuple):
 class Measured(NamedTuple):
     """A compiled step against the formulas."""
 
-    found: Cost
-    wanted: Cost
+    cost: Cost
+    formula: Cost
     looped: list[Collective]  # collective operations inside loops
 
     @property
     def gap(self) -> float:
         """The larger relative difference."""
-        pairs = zip(self.found, self.wanted, strict=True)
-        return max(abs(found - wanted) / max(wanted, 1) for found, wanted in pairs)
+        pairs = zip(self.cost, self.formula, strict=True)
+        return max(abs(cost - formula) / max(formula, 1) for cost, formula in pairs)
 
 
 def semco_cost(
@@ -108,7 +108,7 @@ def sasrec_cost(
         max_length: positions.
         blocks: of the transformer.
         tokens: T, of all devices.
-        slots: places of the attention's rectangles, of all devices.
+        slots: places of the attention's length buckets, of all devices.
         split: the table is.
     """
     dense = max_length * dim + blocks * (6 * dim * (dim + 1) + 4 * dim) + 2 * dim
@@ -129,11 +129,11 @@ def _compiled(model: Model) -> tuple[Any, Any]:
     return batch, step.lower(state, model.constants, batch, jax.random.key(0)).compile()
 
 
-def _measured(program: Any, devices: parallel.Devices, wanted: Cost) -> Measured:
+def _measured(program: Any, devices: parallel.Devices, formula: Cost) -> Measured:
     moves = collectives(program.as_text(), devices.n)
     held = program.memory_analysis().argument_size_in_bytes
     moved = sum(move.moved(devices.n) for move in moves)
-    return Measured(Cost(held, moved), wanted, [move for move in moves if move.looped])
+    return Measured(Cost(held, moved), formula, [move for move in moves if move.looped])
 
 
 def semco(devices: parallel.Devices, sizes: semco_step.Sizes = SEMCO, **options: Any) -> Measured:
@@ -154,7 +154,7 @@ def semco(devices: parallel.Devices, sizes: semco_step.Sizes = SEMCO, **options:
         **options,
     )
     batch, program = _compiled(model)
-    wanted = semco_cost(
+    formula = semco_cost(
         n,
         users=sizes.users,
         items=sizes.warm,
@@ -166,7 +166,7 @@ def semco(devices: parallel.Devices, sizes: semco_step.Sizes = SEMCO, **options:
         entries=model.constants.indices.size / n,
         slots=batch.epoch.slots.size,
     )
-    return _measured(program, devices, wanted)
+    return _measured(program, devices, formula)
 
 
 def sasrec(
@@ -179,17 +179,17 @@ def sasrec(
     dataset = sasrec_step.generate(sizes, lengths)
     model = sasrec_step.build(dataset, sizes, alpha, devices=devices)
     batch, program = _compiled(model)
-    wanted = sasrec_cost(
+    formula = sasrec_cost(
         n,
         items=len(model.constants.content),
         dim=sizes.dim,
         max_length=sizes.max_length,
         blocks=sizes.blocks,
         tokens=batch.item.size,
-        slots=sum(rectangle.size for rectangle in batch.buckets),
+        slots=sum(bucket.size for bucket in batch.buckets),
         split=devices.shard_items,
     )
-    return _measured(program, devices, wanted)
+    return _measured(program, devices, formula)
 
 
 def plan() -> list[str]:
@@ -225,7 +225,7 @@ def plan() -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table, and what the formulas say of a pod."""
+    """Prints the table, and the formulas' results at the size of `plan`."""
     del argv
     kinds: dict[str, Callable[[parallel.Devices], Measured]] = {"SEMCo": semco, "SASRec": sasrec}
     print(f"{'model':20}{'devices':>8}{'held':>12}{'formula':>12}{'sent':>12}{'formula':>12}  gap")
@@ -233,12 +233,12 @@ def main(argv: list[str]) -> None:
         for shard_items in (False, True) if name == "SASRec" else (False,):
             for n in (1, 2, 4, 8):
                 devices = parallel.choose("shard_map", count=n, shard_items=shard_items)
-                found = kind(devices)
+                measured = kind(devices)
                 row = f"{name + (', split' if shard_items else ''):20}{n:8}"
-                for measured, wanted in zip(found.found, found.wanted, strict=True):
-                    row += f"{measured:12,.0f}{wanted:12,.0f}"
-                inside = f"; {len(found.looped)} exchanges in loops" if found.looped else ""
-                print(f"{row}  {found.gap:.1%}{inside}", flush=True)
+                for cost, formula in zip(measured.cost, measured.formula, strict=True):
+                    row += f"{cost:12,.0f}{formula:12,.0f}"
+                loops = f"; {len(measured.looped)} exchanges in loops" if measured.looped else ""
+                print(f"{row}  {measured.gap:.1%}{loops}", flush=True)
     print(*plan(), sep="\n")
 
 
