@@ -15,7 +15,7 @@ compared with
   step in the published form.
 
 Where the dense forms do not fit into memory at the whole batch, they run at two smaller ones, and
-their time is the straight line through both; the compiler still says what memory the whole takes.
+their time is the straight line through both; the memory of the whole is read from the compiler.
 
 A step over R real positions in sequences of lengths n_i, on N items with width d, needs::
 
@@ -133,13 +133,13 @@ def generate(sizes: Sizes, lengths: np.ndarray) -> SequenceDataset:
     rng = np.random.default_rng(SEED)
     indptr = np.concatenate([[0], np.cumsum(lengths + 1)])
     items = rng.integers(0, sizes.items, indptr[-1], dtype=np.int32)
-    none = np.zeros(0, np.int32)
-    nothing = EvalSequences(none, Csr(np.zeros(1, np.int64), none), none)
+    no_items = np.zeros(0, np.int32)
+    no_sequences = EvalSequences(no_items, Csr(np.zeros(1, np.int64), no_items), no_items)
     content = rng.standard_normal((sizes.items, sizes.dim), np.float32)
     train = Csr(indptr, items)
     ids = np.arange(len(lengths)), np.arange(sizes.items)
     return SequenceDataset(
-        "generated", sizes.items, sizes.items, train, nothing, nothing, content, *ids, {}
+        "generated", sizes.items, sizes.items, train, no_sequences, no_sequences, content, *ids, {}
     )
 
 

@@ -1,4 +1,4 @@
-"""Bytes that a step holds and sends on several devices: ``python -m experiments.bench.scaling``.
+"""Bytes that a step stores and sends on several devices: ``python -m experiments.bench.scaling``.
 
 Weak scaling on 1, 2, 4 and 8 simulated devices: batch and catalogue grow with their number. The
 bytes are read from the compiled programs and compared with the formulas of `jaxcold.parallel`.
@@ -31,8 +31,8 @@ GOAL = 0.05
 class Cost(NamedTuple):
     """Bytes of a step on each of n devices."""
 
-    held: float  # arguments of the program: parameters, optimizer, fixed arrays, batch
-    moved: float  # sent to others
+    stored: float  # arguments of the program: parameters, optimizer, fixed arrays, batch
+    sent: float  # to others
 
 
 class Measured(NamedTuple):
@@ -77,7 +77,7 @@ def semco_cost(
         slots: places for history entries of a batch on a device.
     """
     params = features * hidden + 2 * hidden + hidden * out + out
-    held = (
+    stored = (
         4 * features * items / n  # features
         + 4 * entries + 8 * users  # histories, and how long they are
         + 4 * features * (features + 1)  # moments
@@ -85,7 +85,7 @@ def semco_cost(
         + 12 * pairs  # users, items and weights
         + 4 * slots
     )  # fmt: skip
-    return Cost(held, (n - 1) / n * (6 * 4 * batch * out + 2 * 4 * params))
+    return Cost(stored, (n - 1) / n * (6 * 4 * batch * out + 2 * 4 * params))
 
 
 def sasrec_cost(
@@ -113,13 +113,13 @@ def sasrec_cost(
     """
     dense = max_length * dim + blocks * (6 * dim * (dim + 1) + 4 * dim) + 2 * dim
     table = items * dim
-    held = 12 * dense + 4 * 4 * table / (n if split else 1) + 4 * (4 * tokens + slots) / n
+    stored = 12 * dense + 4 * 4 * table / (n if split else 1) + 4 * (4 * tokens + slots) / n
     if split:
         # Embeddings and hidden states there and back; ids and targets; largest logits and masses.
-        moved = 4 * 4 * tokens * dim + 2 * 4 * tokens + 2 * 2 * 4 * tokens + 2 * 4 * dense
+        sent = 4 * 4 * tokens * dim + 2 * 4 * tokens + 2 * 2 * 4 * tokens + 2 * 4 * dense
     else:
-        moved = 2 * 4 * (dense + table)
-    return Cost(held, (n - 1) / n * moved)
+        sent = 2 * 4 * (dense + table)
+    return Cost(stored, (n - 1) / n * sent)
 
 
 def _compiled(model: Model) -> tuple[Any, Any]:
@@ -131,9 +131,9 @@ def _compiled(model: Model) -> tuple[Any, Any]:
 
 def _measured(program: Any, devices: parallel.Devices, formula: Cost) -> Measured:
     moves = collectives(program.as_text(), devices.n)
-    held = program.memory_analysis().argument_size_in_bytes
-    moved = sum(move.moved(devices.n) for move in moves)
-    return Measured(Cost(held, moved), formula, [move for move in moves if move.looped])
+    stored = program.memory_analysis().argument_size_in_bytes
+    sent = sum(move.moved(devices.n) for move in moves)
+    return Measured(Cost(stored, sent), formula, [move for move in moves if move.looped])
 
 
 def semco(devices: parallel.Devices, sizes: semco_step.Sizes = SEMCO, **options: Any) -> Measured:
@@ -218,8 +218,8 @@ def plan() -> list[str]:
         split=True,
     )
     return [
-        f"{name}, {items:.0e} items on {n} devices: {cost.held / 2**30:.2f} GiB held, "
-        f"{cost.moved / 2**20:.0f} MiB sent a step"
+        f"{name}, {items:.0e} items on {n} devices: {cost.stored / 2**30:.2f} GiB stored, "
+        f"{cost.sent / 2**20:.0f} MiB sent a step"
         for name, cost in (("SEMCo, 1024 features", base), ("SASRec, d = 128", sequences))
     ]
 
@@ -228,7 +228,9 @@ def main(argv: list[str]) -> None:
     """Prints the table, and the formulas' results at the size of `plan`."""
     del argv
     kinds: dict[str, Callable[[parallel.Devices], Measured]] = {"SEMCo": semco, "SASRec": sasrec}
-    print(f"{'model':20}{'devices':>8}{'held':>12}{'formula':>12}{'sent':>12}{'formula':>12}  gap")
+    print(
+        f"{'model':20}{'devices':>8}{'stored':>12}{'formula':>12}{'sent':>12}{'formula':>12}  gap"
+    )
     for name, kind in kinds.items():
         for shard_items in (False, True) if name == "SASRec" else (False,):
             for n in (1, 2, 4, 8):

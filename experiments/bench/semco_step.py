@@ -68,7 +68,7 @@ class Sizes(NamedTuple):
 
     @property
     def warm(self) -> int:
-        """Items that training knows: 80 %."""
+        """Items with training pairs: 80 %."""
         return self.items - self.items // 5
 
 
@@ -126,7 +126,7 @@ def define_sizes(defaults: Sized) -> None:
 
 
 def sizes_of_flags(defaults: Sized) -> Sized:
-    """The tuple with what those flags say."""
+    """The tuple with the values of those flags."""
     return defaults._replace(**{name: getattr(flags.FLAGS, name) for name in defaults._fields})
 
 
@@ -228,7 +228,7 @@ def measure_torch(
     repeats: int,
     threads: int,
 ) -> TorchTimes:
-    """Times of the same steps in PyTorch; none where torch or entmax cannot be imported.
+    """Times of the same steps in PyTorch; empty where torch or entmax cannot be imported.
 
     Args:
         models: mapping -> model.
@@ -288,7 +288,7 @@ def measure(sizes: Sizes, repeats: int, threads: int) -> Measured:
         "active": make_stepper(active, active_batches),
         "batches": lambda: list(model.batches(rng)),
     }
-    losses = {name: once() for name, once in steps.items()}
+    losses = {name: step() for name, step in steps.items()}
     seconds = median_times({**products, **steps, **rest}, repeats)
     scratch = step_bytes(model, batches[0])
     peak_bytes = peak_memory()  # before PyTorch adds its own
