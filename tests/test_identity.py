@@ -51,7 +51,7 @@ RELATED = {
 
 @pytest.mark.parametrize("field", UNRELATED)
 def test_what_changes_no_number_does_not_stop_a_resume(field, config, tmp_path):
-    workdirs.begin(tmp_path, configs.plain(config))
+    workdirs.begin(tmp_path, configs.plain(config), {})
     other = changed(config, field, UNRELATED[field])
     assert configs.plain(other) != configs.plain(config)
     workdirs.check(tmp_path, configs.plain(other), overwrite=False)
@@ -60,7 +60,7 @@ def test_what_changes_no_number_does_not_stop_a_resume(field, config, tmp_path):
 
 @pytest.mark.parametrize("field", RELATED)
 def test_what_changes_the_numbers_is_named(field, config, tmp_path):
-    workdirs.begin(tmp_path, configs.plain(config))
+    workdirs.begin(tmp_path, configs.plain(config), {})
     other = changed(config, field, RELATED[field])
     with pytest.raises(ConfigError, match=rf"another config \({field} differ\)"):
         workdirs.check(tmp_path, configs.plain(other), overwrite=False)
@@ -83,7 +83,7 @@ def test_a_tuned_value_identifies_a_run_as_if_a_flag_had_set_it(config):
 
 @pytest.mark.parametrize("text", ["[]", '{"metrics": {', "null", '{"metrics": []}', "3", "{}"])
 def test_a_damaged_result_ends_in_one_line(text, config, tmp_path):
-    workdirs.begin(tmp_path, configs.plain(config))
+    workdirs.begin(tmp_path, configs.plain(config), {})
     path = tmp_path / workdirs.RESULTS_FILE
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"results\.json: is damaged .*delete it") as error:
@@ -95,7 +95,7 @@ def test_a_damaged_result_ends_in_one_line(text, config, tmp_path):
 
 @pytest.mark.parametrize("text", ["[]", '{"model": {', "null", "3"])
 def test_a_damaged_config_is_that_of_no_run(text, config, tmp_path):
-    workdirs.begin(tmp_path, configs.plain(config))
+    workdirs.begin(tmp_path, configs.plain(config), {})
     assert workdirs.config_of(tmp_path) == json.loads(config.to_json())
     (tmp_path / workdirs.CONFIG_FILE).write_text(text)
     assert workdirs.config_of(tmp_path) is None
