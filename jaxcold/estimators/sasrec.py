@@ -341,10 +341,7 @@ class SASRec:
         )
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the recommender into a folder of its own; no pickle.
-
-        The folder appears whole or not at all, and one that holds an older recommender holds that
-        or this one at any moment, whatever interrupts the writing.
+        """Writes the recommender into a folder of its own, whole or not at all; no pickle.
 
         Raises:
             DataError: if the folder holds anything else.
