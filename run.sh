@@ -46,7 +46,8 @@ if [ "${1:-}" = test ]; then
   # Most of the tests' time is XLA's: a program that two tests share is compiled once.
   export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/xla}"
   export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
-  exec .venv/bin/python -m pytest "$@"
+  # One process per core; a later -n among the arguments wins.
+  exec .venv/bin/python -m pytest -n logical "$@"
 elif [ $# -gt 0 ]; then
   exec .venv/bin/python -m experiments.main "$@"
 fi

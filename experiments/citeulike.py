@@ -8,7 +8,7 @@ Data      5,551 users, 16,980 articles, 204,986 pairs. --config.data.content=raw
           citeulike-a.inter and *_feat.npy. Folder: $JAXCOLD_DATA/citeulike-a
 Published https://github.com/js05212/citeulike-a (Wang, Chen, Li, IJCAI 2013)
 Command   python -m experiments.main --config=experiments/citeulike.py --workdir=runs/citeulike
-Expected  see README.md, which has the table of five seeds for every map
+Expected  see experiments/RESULTS.md, which has the table of five seeds for every mapping
 """
 
 from ml_collections import config_dict

@@ -1,10 +1,9 @@
-"""One table of finished runs: means, spread, and paired t-tests against the first.
+"""One table of finished runs: means, spread, and t-tests of the others against the first.
 
 python -m experiments.compare runs/sparsemax runs/offline runs/online --workdir=runs/table
 """
 
 import io
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,14 @@ from experiments import finished, main
 from experiments.config import differences, flat
 from experiments.method import ConfigError
 from experiments.setup import cutoff_of, title
+from jaxcold.eval import statistics
 from jaxcold.files import write_atomic
-from jaxcold.reporting import tables as report
+from jaxcold.reporting.run_log import to_json
+from jaxcold.reporting.tables import format_number
 
 # What tells runs apart; where they lie and for how long they took does not.
-TELLING = ("model.", "train.", "data.content", "data.modes")
-SILENT = ("model.name", "model.alpha", "model.teacher")
+DISTINGUISHING = ("model.", "train.", "data.content", "data.modes")
+IGNORED = ("model.name", "model.alpha", "model.teacher")
 
 
 def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
@@ -37,8 +38,8 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
 
     Returns:
         "runs": name to "workdir", "seeds" and, for each title of `Task.compared`, mean and std;
-        "tests": name to the result of `jaxcold.reporting.tables.paired` on NDCG against the first;
-        "where": the slice of these tests; "cutoff".
+        "tests": name to the result of `jaxcold.eval.statistics.paired` on NDCG against the first,
+        and "p_seeds" of `compare_seeds`; "where": the slice of these tests; "cutoff".
 
     Raises:
         ConfigError: naming the folder that is no finished run, of another kind, split or cut-off.
@@ -52,6 +53,7 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
     cutoff = cutoff_of(cutoffs)
     names = _names([run.config for run in runs])
     metric = f"ndcg@{cutoff}"
+    by_seed = [run.values(metric) for run in runs]
     return {
         "cutoff": cutoff,
         "where": f"test, {task.drawn}",
@@ -69,14 +71,15 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
             for name, run in zip(names, runs, strict=True)
         },
         "tests": {
-            name: report.paired(theirs, per_user[0], [metric])[metric]
-            for name, theirs in zip(names[1:], per_user[1:], strict=True)
+            name: statistics.paired(users, per_user[0], [metric])[metric]
+            | {"p_seeds": statistics.compare_seeds(values, by_seed[0])}
+            for name, users, values in zip(names[1:], per_user[1:], by_seed[1:], strict=True)
         },
     }
 
 
 def _entry(metrics: Mapping[str, Any], name: str) -> dict[str, float]:
-    """Mean and deviation; NaN where nobody was asked."""
+    """Mean and deviation; NaN where the slice has no users."""
     entry = metrics.get(name, {"mean": math.nan, "std": math.nan})
     return {part: entry[part] for part in ("mean", "std")}
 
@@ -94,61 +97,68 @@ def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         shown = [
             f"{field.rpartition('.')[2]} {values[field]}"
             for field in fields
-            if field.startswith(TELLING) and not field.startswith(SILENT) and field in values
+            if field.startswith(DISTINGUISHING)
+            and not field.startswith(IGNORED)
+            and field in values
         ]
         names.append(name + (f" ({', '.join(shown)})" if shown else ""))
     return [name if names.count(name) == 1 else f"{name} #{i}" for i, name in enumerate(names, 1)]
 
 
-def table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """The runs as text, a row each, with difference and p of the paired test."""
+def table(comparison: Mapping[str, Any]) -> pd.DataFrame:
+    """The runs as text, a row each, with difference and p of both tests."""
     rows = []
-    for name, run in found["runs"].items():
+    for name, run in comparison["runs"].items():
         cells = {
             title: f"{run[title]['mean']:.4f} ±{run[title]['std']:.4f}".replace("0.", ".")
             for title in run
             if title not in ("workdir", "seeds")
         }
-        test = found["tests"].get(name)
+        test = comparison["tests"].get(name)
         against = {
-            "NDCG less the first": f"{test['difference']:+.4f}" if test else "",
-            "p": f"{test['p']:.2g}" if test else "",
+            "difference": f"{test['difference']:+.4f}" if test else "",
+            "p (users)": format_number(test["p"], ".2g") if test else "",
+            "p (seeds)": format_number(test["p_seeds"], ".2g") if test else "",
         }
         rows.append({"method": name, "seeds": str(run["seeds"]), **cells, **against})
     return pd.DataFrame(rows)
 
 
-def write(found: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def write(comparison: Mapping[str, Any], workdir: pathlib.Path) -> None:
     """Writes compare.json, compare.md and compare.png."""
     workdir.mkdir(parents=True, exist_ok=True)
-    cutoff = found["cutoff"]
-    lines = table(found).to_markdown(index=False, disable_numparse=True)
+    cutoff = comparison["cutoff"]
+    lines = table(comparison).to_markdown(index=False, disable_numparse=True)
     text = f"""# Runs at cut-off {cutoff}
 
-Mean ± standard deviation over seeds; {found["where"]} unless said otherwise. p: two-sided paired
-t-test over users (values averaged over seeds) of that NDCG against the first row, not corrected
-for the number of tests.
+Mean ± standard deviation over seeds; {comparison["where"]} unless said otherwise. Difference: of
+that NDCG from the first row's. Both p are two-sided and not corrected for the number of tests.
+
+- p (users): paired t-test over users, values averaged over seeds. It holds given these seeds: would
+  these trained models differ for other users?
+- p (seeds): Welch's t-test over the means of the seeds. It holds given these users: would the
+  methods differ for other seeds? It needs two seeds of both.
 
 {lines}
 """
-    write_atomic(workdir / "compare.json", (json.dumps(found, indent=2) + "\n").encode())
+    write_atomic(workdir / "compare.json", (to_json(comparison, indent=2) + "\n").encode())
     write_atomic(workdir / "compare.md", text.encode())
-    write_atomic(workdir / "compare.png", _picture(found))
+    write_atomic(workdir / "compare.png", _picture(comparison))
 
 
-def _picture(found: Mapping[str, Any]) -> bytes:
+def _picture(comparison: Mapping[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
-    names = list(found["runs"])
+    names = list(comparison["runs"])
     canvas = Figure(figsize=(11, 1.2 + 0.45 * len(names)), dpi=110, layout="constrained")
     for axis, heading in zip(
         canvas.subplots(1, 2, sharey=True), ("NDCG", "warm NDCG"), strict=True
     ):
-        entries = [found["runs"][name][heading] for name in names]
+        entries = [comparison["runs"][name][heading] for name in names]
         means, spread = ([entry[k] for entry in entries] for k in ("mean", "std"))
         axis.errorbar(means, np.arange(len(names)), xerr=spread, fmt="o", capsize=3)
-        where = found["where"] if heading == "NDCG" else "test"
-        axis.set_title(f"{heading}@{found['cutoff']}, {where}")
+        slice_name = comparison["where"] if heading == "NDCG" else "test"
+        axis.set_title(f"{heading}@{comparison['cutoff']}, {slice_name}")
         axis.set_yticks(range(len(names)), names)
         axis.grid(axis="x", color="#dddddd", linewidth=0.7)
         axis.spines[["top", "right"]].set_visible(False)
@@ -160,12 +170,17 @@ def _picture(found: Mapping[str, Any]) -> bytes:
 
 def run(folders: Sequence[str], workdir: pathlib.Path) -> None:
     """Shows the table and writes it."""
-    found = compare([pathlib.Path(folder) for folder in folders])
-    write(found, workdir)
-    rows = table(found)
+    comparison = compare([pathlib.Path(folder) for folder in folders])
+    write(comparison, workdir)
+    rows = table(comparison)
     # The columns that fit into 80 characters; compare.md has them all.
-    columns = ["method", "NDCG", "warm NDCG", *rows.columns[-2:]]
-    shown = Table(title=f"Test at {found['cutoff']}", title_justify="left", box=SIMPLE_HEAD)
+    columns = ["method", "NDCG", "warm NDCG", *rows.columns[-3:]]
+    shown = Table(
+        title=f"Test at {comparison['cutoff']}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for column in columns:
         side: Any = "left" if column == "method" else "right"
         shown.add_column(column, justify=side, overflow="fold")

@@ -8,6 +8,7 @@ method are in `experiments.models`. `resolve` fills what a run leaves unset.
 import difflib
 import json
 import math
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,15 @@ class StoppedError(BaseException):
     """The process was asked to end; the same command goes on from where it stopped.
 
     As with KeyboardInterrupt, nothing that handles errors handles it.
+
+    Args:
+        message: one line.
+        signal_number: what asked for it, SIGTERM or SIGINT (Ctrl-C).
     """
+
+    def __init__(self, message: str, signal_number: int = signal.SIGTERM):
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def get_config(
@@ -59,6 +68,7 @@ def get_config(
         )
     c = config_dict.ConfigDict()
     c.about = about
+    c.about_dataset = dataset  # of whose absence `about` tells
     c.seeds = (0, 1, 2, 3, 4)  # one training run each; results are their mean and deviation
     # auto | jit | pmap | shard_map: the step on one device (jit), or on all; auto: by their number,
     # those that a CPU simulates not counted.
@@ -76,27 +86,11 @@ def get_config(
     c.model = method.fields()
     c.model.name = model
 
-    c.train = config_dict.ConfigDict()
-    c.train.epochs = 15
-    c.train.batch_size = 2048
-    c.train.learning_rate = 1e-3
-    c.train.eval_every = 1  # epochs between evaluations on validation
-    # Evaluations without a gain after which training ends, and the best state is taken; unset: the
-    # last one.
-    c.train.patience = config_dict.placeholder(int)
+    c.train = _train_fields()
     for field, value in method.defaults(dataset).items():
         methods.assign(c, field, value)
 
-    c.checkpoint = config_dict.ConfigDict()
-    # A checkpoint is parameters, what Adam keeps of them (twice as much), and moving averages.
-    c.checkpoint.every_steps = config_dict.placeholder(int)  # unset: once an epoch
-    # The newest that are kept while a seed trains; where the last is damaged, the older one serves.
-    c.checkpoint.keep = 2
-    # Leave the checkpoint of the best epoch on validation in WORKDIR/best_checkpoints/seed_N, also
-    # without patience. Costs one more on disk, a write after every epoch that is better than those
-    # before, and a validation after the last.
-    c.checkpoint.keep_best = False
-
+    c.checkpoint = _checkpoint_fields()
     c.eval = config_dict.ConfigDict()
     c.eval.cutoffs = (20,) if kind == "pairs" else (10,)
     c.eval.figure = True  # draw WORKDIR/summary.png
@@ -129,6 +123,31 @@ def _sequences_fields() -> config_dict.ConfigDict:
     c.max_users = config_dict.placeholder(int)  # drawn at random; unset: all
     # WORKDIR of a finished SEMCo run: its embeddings of the items take the place of their content.
     c.item_content = config_dict.placeholder(str)
+    return c
+
+
+def _train_fields() -> config_dict.ConfigDict:
+    c = config_dict.ConfigDict()
+    c.epochs = 15
+    c.batch_size = 2048
+    c.learning_rate = 1e-3
+    c.eval_every = 1  # epochs between evaluations on validation
+    # Evaluations without a gain after which training ends, and the best state is taken; unset: the
+    # last one.
+    c.patience = config_dict.placeholder(int)
+    return c
+
+
+def _checkpoint_fields() -> config_dict.ConfigDict:
+    c = config_dict.ConfigDict()
+    # A checkpoint is parameters, what Adam keeps of them (twice as much), and moving averages.
+    c.every_steps = config_dict.placeholder(int)  # unset: once an epoch
+    # The newest that are kept while a seed trains; where the last is damaged, the older one serves.
+    c.keep = 2
+    # Leave the checkpoint of the best epoch on validation in WORKDIR/best_checkpoints/seed_N, also
+    # without patience. Costs one more on disk, a write after every epoch that is better than those
+    # before, and a validation after the last.
+    c.keep_best = False
     return c
 
 

@@ -25,35 +25,35 @@ from jaxcold.data.sequences import batches as packing
 from jaxcold.files import write_atomic
 from jaxcold.types import Csr
 
-# Name -> the share up to which it goes.
-WARM_SHARES = {"none": 0.0, "to 1/3": 1 / 3, "to 2/3": 2 / 3, "below all": 1.0, "all": np.inf}
+# Name -> the largest fraction of it.
+WARM_FRACTIONS = {"none": 0.0, "to 1/3": 1 / 3, "to 2/3": 2 / 3, "below all": 1.0, "all": np.inf}
 FREQUENCIES = (0, 1, 2, 4, 8, 16, 32)
 
 
-class Answered(NamedTuple):
-    """A finished run, n test questions."""
+class Run(NamedTuple):
+    """A finished run, n test sequences."""
 
     name: str
     model: Mapping[str, Any]  # config.model
     metrics: Mapping[str, Any]
     cutoff: int
-    ndcg: np.ndarray  # f64[n], of each question, averaged over seeds
+    ndcg: np.ndarray  # f64[n], of each sequence, averaged over seeds
     target: np.ndarray  # i32[n]
     history: Csr  # n rows
     train: np.ndarray  # i32: every item of every training row
     num_warm: int
 
 
-def read(folders: Sequence[pathlib.Path]) -> list[Answered]:
+def read(folders: Sequence[pathlib.Path]) -> list[Run]:
     """Reads finished sequential runs on one split by their --workdir.
 
     Raises:
         ConfigError: naming the one that is something else.
     """
-    return [_answered(run) for run in finished.read(folders)]
+    return [_read_run(run) for run in finished.read(folders)]
 
 
-def _answered(run: finished.Finished) -> Answered:
+def _read_run(run: finished.Finished) -> Run:
     split = run.split
     if "test_history_indptr" not in split:
         raise ConfigError(
@@ -63,7 +63,7 @@ def _answered(run: finished.Finished) -> Answered:
     per_user = run.per_user()
     ndcg = np.zeros(len(split["test_target"]))
     ndcg[per_user["users"]] = per_user[f"ndcg@{cutoff}"]
-    return Answered(
+    return Run(
         title(run.config),
         run.config["model"],
         run.results["metrics"],
@@ -76,7 +76,7 @@ def _answered(run: finished.Finished) -> Answered:
     )
 
 
-def delta_norm(runs: Sequence[Answered]) -> pd.DataFrame:
+def delta_norm(runs: Sequence[Run]) -> pd.DataFrame:
     """NDCG against the bound of the delta; content alone, frozen or free, for comparison.
 
     Returns:
@@ -88,40 +88,42 @@ def delta_norm(runs: Sequence[Answered]) -> pd.DataFrame:
         if kind not in ("delta", "frozen", "content"):
             raise ConfigError(f"{run.name}: has no content; name runs of delta, frozen or content")
         bound = {"delta": run.model["max_delta_norm"], "frozen": 0.0}.get(kind, np.nan)
-        for who in ("total", "cold"):
-            entry = run.metrics.get(f"test/open/{who}/ndcg@{run.cutoff}")
+        for name in ("total", "cold"):
+            entry = run.metrics.get(f"test/open/{name}/ndcg@{run.cutoff}")
             if entry is not None:
                 rows.append(
                     {
                         "method": "content, free" if kind == "content" else "content + delta",
                         "bound": bound,
-                        "who": who,
+                        "targets": name,
                         "mean": entry["mean"],
                         "std": entry["std"],
                     }
                 )
-    return pd.DataFrame(rows).sort_values(["who", "method", "bound"], ignore_index=True)
+    return pd.DataFrame(rows).sort_values(["targets", "method", "bound"], ignore_index=True)
 
 
-def warm_fraction(runs: Sequence[Answered]) -> pd.DataFrame:
-    """NDCG against the share of warm items among what the model reads of a history.
+def warm_fraction(runs: Sequence[Run]) -> pd.DataFrame:
+    """NDCG against the fraction of warm items among those that the model reads of a history.
 
     Returns:
         See `_binned`.
     """
 
-    def label(run: Answered) -> np.ndarray:
+    def label(run: Run) -> np.ndarray:
         read = packing.truncate(run.history, run.model["max_length"])
         row = read.row_of_entry
         warm = np.bincount(row, read.indices < run.num_warm, minlength=read.rows)
-        share = np.where(read.counts > 0, warm / np.maximum(read.counts, 1), np.nan)
-        number = np.searchsorted([*WARM_SHARES.values()], share, side="left") + (share == 1)
-        return np.array([*WARM_SHARES, ""])[number]  # a share that is NaN comes last
+        fraction = np.where(read.counts > 0, warm / np.maximum(read.counts, 1), np.nan)
+        number = np.searchsorted([*WARM_FRACTIONS.values()], fraction, side="left") + (
+            fraction == 1
+        )
+        return np.array([*WARM_FRACTIONS, ""])[number]  # NaN comes last
 
-    return _binned(runs, label, [*WARM_SHARES])
+    return _binned(runs, label, [*WARM_FRACTIONS])
 
 
-def target_frequency(runs: Sequence[Answered]) -> pd.DataFrame:
+def target_frequency(runs: Sequence[Run]) -> pd.DataFrame:
     """NDCG against how often training has the target; 0 are the cold ones.
 
     Returns:
@@ -133,7 +135,7 @@ def target_frequency(runs: Sequence[Answered]) -> pd.DataFrame:
         for low, high in zip(FREQUENCIES, ends, strict=True)
     ]
 
-    def label(run: Answered) -> np.ndarray:
+    def label(run: Run) -> np.ndarray:
         size = max(int(run.target.max(initial=0)), int(run.train.max(initial=0))) + 1
         count = np.bincount(run.train, minlength=size)[run.target]
         return np.array(names)[np.searchsorted(FREQUENCIES, count, side="right") - 1]
@@ -142,9 +144,9 @@ def target_frequency(runs: Sequence[Answered]) -> pd.DataFrame:
 
 
 def _binned(
-    runs: Sequence[Answered], label: Callable[[Answered], np.ndarray], order: Sequence[str]
+    runs: Sequence[Run], label: Callable[[Run], np.ndarray], order: Sequence[str]
 ) -> pd.DataFrame:
-    """A row per run and bin: method, bin, questions, ndcg, and error, its standard error."""
+    """A row per run and bin: method, bin, sequences, ndcg, and error, its standard error."""
     rows = []
     for run in runs:
         labels = label(run)
@@ -156,7 +158,7 @@ def _binned(
                     {
                         "method": run.name,
                         "bin": name,
-                        "questions": len(values),
+                        "sequences": len(values),
                         "ndcg": values.mean(),
                         "error": spread / np.sqrt(len(values)),
                     }
@@ -171,33 +173,33 @@ KINDS = {
 }
 AXES = {
     "delta_norm": "bound of the delta's norm",
-    "warm_fraction": "share of warm items in the history",
+    "warm_fraction": "fraction of warm items in the history",
     "target_frequency": "how often training has the target",
 }
 
 
-def _picture(kind: str, found: pd.DataFrame, cutoff: int) -> bytes:
+def _picture(kind: str, table: pd.DataFrame, cutoff: int) -> bytes:
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(10, 4), dpi=110, layout="constrained")
     if kind == "delta_norm":
-        groups = list(found["who"].unique())[::-1]
+        groups = list(table["targets"].unique())[::-1]
         axes = canvas.subplots(1, len(groups), squeeze=False)[0]
-        for axis, who in zip(axes, groups, strict=True):
-            part = found[found["who"] == who]
-            swept = part[part["bound"].notna()]
+        for axis, name in zip(axes, groups, strict=True):
+            rows = table[table["targets"] == name]
+            swept = rows[rows["bound"].notna()]
             axis.errorbar(swept["bound"], swept["mean"], yerr=swept["std"], fmt="o-", capsize=3)
-            for free in part[part["bound"].isna()].itertuples():
+            for free in rows[rows["bound"].isna()].itertuples():
                 axis.axhline(free.mean, color="#E69F00", linestyle="--", label="content, free")
                 axis.legend(frameon=False, fontsize=8)
-            axis.set(title=f"{who} targets", xlabel=AXES[kind], ylabel=f"NDCG@{cutoff}")
+            axis.set(title=f"{name} targets", xlabel=AXES[kind], ylabel=f"NDCG@{cutoff}")
     else:
         axis = canvas.subplots()
-        bins = list(dict.fromkeys(found["bin"]))
-        counts = found.groupby("bin")["questions"].max()
-        for method, part in found.groupby("method", sort=False):
-            at = [bins.index(name) for name in part["bin"]]
-            axis.errorbar(at, part["ndcg"], yerr=part["error"], fmt="o-", capsize=3, label=method)
+        bins = list(dict.fromkeys(table["bin"]))
+        counts = table.groupby("bin")["sequences"].max()
+        for method, rows in table.groupby("method", sort=False):
+            at = [bins.index(name) for name in rows["bin"]]
+            axis.errorbar(at, rows["ndcg"], yerr=rows["error"], fmt="o-", capsize=3, label=method)
         axis.set_xticks(range(len(bins)), [f"{name}\nn={counts[name]}" for name in bins])
         axis.set(xlabel=AXES[kind], ylabel=f"NDCG@{cutoff}")
         axis.legend(frameon=False, fontsize=8)
@@ -218,12 +220,12 @@ def run(kind: str, folders: Sequence[str], workdir: pathlib.Path) -> None:
     if kind not in KINDS:
         raise ConfigError(f"{kind!r} is no figure; choose one of: {', '.join(KINDS)}")
     runs = read([pathlib.Path(folder) for folder in folders])
-    found = KINDS[kind](runs)
+    table = KINDS[kind](runs)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomic(workdir / f"{kind}.csv", found.to_csv(index=False).encode())
-    write_atomic(workdir / f"{kind}.png", _picture(kind, found, runs[0].cutoff))
+    write_atomic(workdir / f"{kind}.csv", table.to_csv(index=False).encode())
+    write_atomic(workdir / f"{kind}.png", _picture(kind, table, runs[0].cutoff))
     console = Console()
-    console.print(found.round(4).to_string(index=False), highlight=False, soft_wrap=True)
+    console.print(table.round(4).to_string(index=False), highlight=False, soft_wrap=True)
     console.print(f"  {workdir / kind}.png and .csv", highlight=False, soft_wrap=True)
 
 

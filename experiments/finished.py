@@ -11,7 +11,7 @@ from experiments import task as tasks
 from experiments import workdir as workdirs
 from experiments.method import ConfigError
 from experiments.task import Task
-from jaxcold.reporting import tables as report
+from jaxcold.reporting import run_log
 
 
 class Finished(NamedTuple):
@@ -32,6 +32,12 @@ class Finished(NamedTuple):
         """The first mode of the task in which there are test metrics."""
         return tasks.mode_of(self.task, self.results["metrics"])
 
+    def values(self, metric: str) -> list[float]:
+        """A test metric such as "ndcg@20" of every seed, on the slice of `per_user`."""
+        entry = self.results["metrics"].get(f"test/{self.mode}{self.task.drawn}/{metric}", {})
+        values = entry.get("values", ())
+        return [float("nan") if value is None else value for value in values]
+
     def per_user(self) -> dict[str, np.ndarray]:
         """NDCG and more by "users", who have the same numbers in every run of the split.
 
@@ -39,7 +45,7 @@ class Finished(NamedTuple):
             DataError: if the file with them cannot be read.
         """
         name = f"test/{self.mode}{self.task.drawn}"
-        return report.read_users(self.folder / workdirs.USERS_FILE, name)
+        return run_log.read_users(self.folder / workdirs.USERS_FILE, name)
 
 
 def read(folders: Sequence[pathlib.Path]) -> list[Finished]:

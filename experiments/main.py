@@ -2,9 +2,9 @@
 
 python -m experiments.main --config=experiments/quickstart.py --workdir=runs/quickstart
 
-Exit codes: 0 done; 2 an error, said in one line; 75 stopped by SIGTERM, with all that was done
-saved. After 75, kill -9 or a loss of power the same command goes on, to the same bits; after an
-error too, once its cause is gone.
+Exit codes: 0 done; 2 an error, said in one line; 75 stopped by SIGTERM and 130 by Ctrl-C, with all
+that was done saved. After 75, 130, kill -9 or a loss of power the same command goes on, to the same
+bits; after an error too, once its cause is gone.
 
 Several hosts: the same command on each, with --coordinator, --hosts and --host, and a --workdir
 that all of them see. The first writes the reports.
@@ -16,6 +16,7 @@ import pathlib
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ EXAMPLE = "--config=experiments/quickstart.py --workdir=runs/quickstart"
 
 # Exit code after SIGTERM (EX_TEMPFAIL): try again, the same command goes on.
 STOPPED = 75
+# After Ctrl-C, as the shell has it.
+INTERRUPTED = 128 + signal.SIGINT
 
 Job = Callable[[config_dict.ConfigDict, pathlib.Path], Any]
 
@@ -65,25 +68,48 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if CONFIG.value is not None:
             configs.names(CONFIG.value)
         return rest
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        stop(_unknown_flag(argv) or _one_line(error))
+    except KeyboardInterrupt:
+        sys.exit(interrupted())
+    except Exception as error:  # of any type: a config file is the user's code
+        stop(_wrong_config(argv) or _one_line(error))
         sys.exit(2)
 
 
-def _unknown_flag(argv: Sequence[str]) -> str | None:
-    """What to say of the first flag of a field that the config lacks; None where there is none."""
+def _wrong_config(argv: Sequence[str]) -> str | None:
+    """What is wrong with the config file, or with the first flag of a field that it lacks.
+
+    None where it is neither.
+    """
     # Parsing stopped half-way: once more without overrides, which config_flags reads off sys.argv.
     sys.argv = [argv[0], *(a for a in argv[1:] if a.startswith("--config="))]
     try:
         flags.FLAGS(sys.argv)
-        known = configs.names(CONFIG.value)
-    except Exception:
+        config = CONFIG.value
+    except (flags.Error, methods.ConfigError, OSError):
+        return None  # says enough
+    except SyntaxError as error:
+        return f"--config: {error.filename}, line {error.lineno}: {error.msg}"
+    except Exception as error:
+        return f"--config: {_place_of(error)}: {type(error).__name__}: {_one_line(error)}"
+    if config is None:
         return None
+    if not isinstance(config, config_dict.ConfigDict):
+        return (
+            f"--config: get_config returns a {type(config).__name__}; it has to return what "
+            "experiments.config.get_config does"
+        )
+    known = configs.names(config)
     for argument in argv[1:]:
         name = argument.lstrip("-").partition("=")[0]
         if name.startswith("config.") and name not in known:
-            return configs.unknown_field(name.removeprefix("config."), CONFIG.value)
+            return configs.unknown_field(name.removeprefix("config."), config)
     return None
+
+
+def _place_of(error: Exception) -> str:
+    """The file and line that raised an error."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}, line {frame.lineno}"
 
 
 def _unless_known(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +131,9 @@ def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
     if len(lines) > 2:  # a traceback or a list of attempts: what happened comes last
         lines = ["--config:", re.sub(r"^[\w.]+Error: ", "", lines[-1])]
-    return " ".join(lines).replace("\\", "").strip("'") or repr(error)
+    line = " ".join(lines).replace("\\", "")
+    # A KeyError is quoted as a whole; a name at the end is too, and keeps its quotes.
+    return (line[1:-1] if line[:1] == line[-1:] == "'" else line) or repr(error)
 
 
 def command(argv: Sequence[str], job: Job) -> int:
@@ -126,7 +154,7 @@ def command(argv: Sequence[str], job: Job) -> int:
         try:
             job(CONFIG.value, pathlib.Path(WORKDIR.value))
         except MissingDataError as error:
-            return stop(f"{error}\n\n{CONFIG.value.about.strip()}")
+            return stop(f"{error}{_header(CONFIG.value)}")
         except (ValueError, FloatingPointError) as error:
             return stop(error)
         except OSError as error:
@@ -137,10 +165,24 @@ def command(argv: Sequence[str], job: Job) -> int:
             return stop(f"another host has ended, or cannot be reached: {_one_line(error)}")
     except configs.StoppedError as stopped:
         print(stopped, file=sys.stderr)
-        return STOPPED
+        return INTERRUPTED if stopped.signal_number == signal.SIGINT else STOPPED
+    except KeyboardInterrupt:  # where there is no state of a training to save
+        return interrupted()
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _header(config: config_dict.ConfigDict) -> str:
+    """The header of a config file, for data sets that it is about: not for one of another name."""
+    shipped = config.get("about_dataset", "") == config.data.name
+    return f"\n\n{config.about.strip()}" if shipped else ""
+
+
+def interrupted() -> int:
+    """Says that Ctrl-C has ended the command; returns the exit code."""
+    print("interrupted; the same command goes on", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _asked_to_stop(*_: object) -> None:
@@ -198,7 +240,7 @@ def _start_hosts() -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment of the flags; returns the exit code."""
     code = command(argv, _train)
-    if code == 2 and COORDINATOR.value is not None:
+    if code in (2, INTERRUPTED) and COORDINATOR.value is not None:
         # Without a farewell, for which this host would wait for those that wait for it.
         sys.stdout.flush()
         sys.stderr.flush()

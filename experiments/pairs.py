@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from ml_collections import config_dict
 
-from experiments.task import Task
+from experiments.task import Task, content_findings, reading_hosts
 from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.data.pairs.evaluation import slices
 from jaxcold.data.pairs.load import load
@@ -20,7 +20,7 @@ from jaxcold.types import Model, untrained
 def _load(config: config_dict.ConfigDict) -> Dataset:
     options = config.data.to_dict()
     del options["kind"]
-    return load(**options)
+    return load(**options, hosts=reading_hosts())
 
 
 def _describe(dataset: Dataset) -> str:
@@ -30,6 +30,7 @@ def _describe(dataset: Dataset) -> str:
         f"{len(split.warm_items):,} warm and {len(split.cold_items):,} cold items, "
         f"{len(split.train.user):,} training pairs, modes "
         + ", ".join(f"{name} ({t.shape[1]})" for name, t in dataset.content.tables.items())
+        + content_findings(dataset.content.tables)
     )
 
 
@@ -72,7 +73,6 @@ TASK = Task(
     slices=lambda config, dataset: slices(dataset.split),
     without_tests=lambda dataset: dataset.without_tests(),
     write_split=lambda path, dataset: write_split(path, dataset.split),
-    same_split=same_split,
     baselines=_baselines,
     save=_save,
 )

@@ -14,13 +14,13 @@ from experiments import config as configs
 from experiments import seed as seeds
 from experiments import task as tasks
 from experiments import workdir as workdirs
-from experiments.method import ConfigError
 from experiments.setup import BySlice, Setup, cutoff_of, headline, make_setup, title
 from jaxcold import parallel
+from jaxcold.eval import statistics
 from jaxcold.eval.evaluation import evaluate_model
 from jaxcold.eval.metrics import evaluate
 from jaxcold.eval.ranking import random_top_k
-from jaxcold.reporting import tables as report
+from jaxcold.reporting import run_log, tables
 from jaxcold.reporting.figures import figure
 from jaxcold.train.loop import fit
 from jaxcold.train.step import TrainState, init_state
@@ -46,13 +46,15 @@ def run(
         own = workdir
         if not parallel.is_primary():  # this host computes the same and writes for nobody
             own = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        return _run(config, workdir, own, overwrite)
+        lock = stack.enter_context(workdirs.Lock(own))
+        return _run(config, workdir, lock, overwrite)
 
 
 def _run(
-    config: config_dict.ConfigDict, workdir: pathlib.Path, own: pathlib.Path, overwrite: bool
+    config: config_dict.ConfigDict, workdir: pathlib.Path, lock: workdirs.Lock, overwrite: bool
 ) -> dict[str, Any]:
     """`run`; all hosts share the checkpoints, and each has a folder of its own for the rest."""
+    own = lock.workdir
     start = time.monotonic()
     console = Console(quiet=own != workdir)
     if not overwrite and (results := workdirs.finished_results(workdir, config)) is not None:
@@ -60,7 +62,7 @@ def _run(
         show(config, workdir, results, console)
         console.print("  finished before; --overwrite runs it again")
         return results
-    setup = prepare(config, workdir, own, overwrite, console)
+    setup = prepare(config, workdir, lock, overwrite, console)
     trained = [seeds.train(setup, seed) for seed in config.seeds]
     by_seed = [metrics for metrics, _ in trained]
     console.print("evaluating the baselines ...")
@@ -77,7 +79,7 @@ def _run(
 def prepare(
     config: config_dict.ConfigDict,
     workdir: pathlib.Path,
-    own: pathlib.Path,
+    lock: workdirs.Lock,
     overwrite: bool,
     console: Console,
 ) -> Setup:
@@ -85,24 +87,25 @@ def prepare(
 
     In that order: bad input leaves the folder as it was.
     """
+    own = lock.workdir
     workdirs.check(workdir, configs.plain(config), overwrite)
+    if own.exists():
+        lock.take()
     task = tasks.of(config)
     dataset = task.load(config)
     console.print(task.describe(dataset), highlight=False)
     slices = task.slices(config, dataset)
     checkpoints = workdir / workdirs.CHECKPOINTS
     setup = make_setup(config, dataset, slices, own, checkpoints, console)
+    lock.take()  # makes the folder, now that the input is known to be good
     is_begun = checkpoints.exists() and workdirs.config_of(workdir) and not overwrite
-    if is_begun and not task.same_split(workdir / workdirs.SPLIT_FILE, dataset):
-        raise ConfigError(
-            f"--workdir={workdir}: the data are not those that this run was begun with; name "
-            "another folder, or pass --overwrite to begin again"
-        )
+    if is_begun:
+        workdirs.check_inputs(workdir, dataset.sources)
     parallel.barrier("read")  # before the first host changes what the others look at
     if is_begun:
         workdirs.remove_partial(own)
     else:
-        workdirs.begin(own, configs.plain(config))
+        workdirs.begin(own, configs.plain(config), dataset.sources)
         task.write_split(own / workdirs.SPLIT_FILE, dataset)
     parallel.barrier("begun")
     return setup
@@ -141,18 +144,18 @@ def summarise(
         "baselines": summaries,
         "comparisons": _compare_with_content_knn(setup, by_seed, baselines),
         "seconds": seconds,
-        "peak_memory_bytes": report.peak_memory(),
+        "peak_memory_bytes": run_log.peak_memory(),
     }
     if "oracle" in summaries:
         # The oracle ranks items that nobody has taken yet; it knows nothing of popularity.
-        ratios = report.share_of_oracle(metrics, summaries["oracle"])
+        ratios = statistics.share_of_oracle(metrics, summaries["oracle"])
         results["share_of_oracle"] = {k: v for k, v in ratios.items() if "/cold" in k}
     return results
 
 
 def _over_seeds(by_seed: Sequence[BySlice]) -> dict[str, Any]:
-    flat = [report.flatten(metrics) for metrics in by_seed]
-    return report.summarise({name: [values[name] for values in flat] for name in flat[0]})
+    flat = [statistics.flatten(metrics) for metrics in by_seed]
+    return statistics.summarise({name: [values[name] for values in flat] for name in flat[0]})
 
 
 def _compare_with_content_knn(
@@ -165,7 +168,7 @@ def _compare_with_content_knn(
     result: dict[str, Any] = {}
     for name in map("test/{}".format, setup.task.tables):
         if name in setup.slices:
-            tests = report.compare(
+            tests = statistics.compare(
                 [metrics[name] for metrics in by_seed],
                 [metrics[name] for metrics in baselines["content_knn"]],
                 [f"ndcg@{cutoff}", f"recall@{cutoff}"],
@@ -189,7 +192,7 @@ def write_reports(
         shown = {name: by_seed[0], **{key: metrics[0] for key, metrics in baselines.items()}}
         figure(
             folder,
-            report.read_rows(folder / workdirs.ROWS_FILE),
+            run_log.read_rows(folder / workdirs.ROWS_FILE),
             results,
             {key: metrics[f"test/{drawn}"] for key, metrics in shown.items()},
             name=name,
@@ -199,9 +202,9 @@ def write_reports(
             drawn=drawn,
         )
     tests = [name for name in setup.slices if name.startswith("test/")]
-    means = {test: report.seed_means([metrics[test] for metrics in by_seed]) for test in tests}
-    report.write_users(folder / workdirs.USERS_FILE, means)
-    report.write_results(folder, results, name=name, tables=task.tables)
+    means = {test: statistics.seed_means([metrics[test] for metrics in by_seed]) for test in tests}
+    run_log.write_users(folder / workdirs.USERS_FILE, means)
+    tables.write_results(folder, results, name=name, tables=task.tables)
 
 
 def show(
@@ -213,7 +216,7 @@ def show(
     """Prints the table of a finished run."""
     task, cutoff = tasks.of(config), cutoff_of(config.eval.cutoffs)
     mode = tasks.mode_of(task, results["metrics"])
-    report.print_table(
+    tables.print_table(
         results,
         name=title(config),
         cutoff=cutoff,
@@ -253,7 +256,7 @@ def validate(
             {name: setup.slices[name]},
             setup.config.eval.cutoffs,
         )
-        return report.flatten(metrics)[headline(setup.config)]
+        return statistics.flatten(metrics)[headline(setup.config)]
 
     def on_epoch(epoch: int, state: TrainState) -> bool:
         if pretraining < epoch < model.epochs:

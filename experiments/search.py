@@ -19,8 +19,8 @@ import math
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TextIO
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,6 +37,7 @@ from experiments.method import ConfigError
 from experiments.setup import headline, make_setup
 from jaxcold.files import write_atomic
 from jaxcold.train.loop import DivergedError
+from jaxcold.types import EvalSlice
 
 try:
     import optuna
@@ -114,62 +115,102 @@ def search(
         trials = min(trials, math.prod(map(len, ranges.values())))
     with_values(config, {field: values[0] for field, values in ranges.items()})  # or say why not
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    console = Console()
-    # First of all, so that no trial can look at them.
-    task = tasks.of(config)
-    dataset = task.without_tests(task.load(config))
-    slices = {task.headline: task.slices(config, dataset)[task.headline]}
-
-    def objective(trial: optuna.Trial) -> float:
-        values = {field: trial.suggest_categorical(field, ranges[field]) for field in ranges}
-        said = ", ".join(f"{field} {value:g}" for field, value in values.items())
-        console.print(f"trial {trial.number}: {said}", highlight=False)
-        # The same values give the same score: a sampler that comes back to them need not wait.
-        for known in study.get_trials(states=COUNTED):
-            if known.params == trial.params:
-                if known.state == TrialState.PRUNED:
-                    raise optuna.TrialPruned
-                assert known.value is not None
-                return known.value
-
-        def on_score(epoch: int, score: float) -> None:
-            trial.report(score, epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-        chosen = with_values(config, values)
-        setup = make_setup(chosen, dataset, slices, workdir, workdir, console)
-        label = f"trial {trial.number}"
-        try:
-            return runner.validate(setup, chosen.seeds[0], label=label, on_score=on_score)
-        except DivergedError as error:
-            console.print(f"{label}: {error}", highlight=False)
-            raise optuna.TrialPruned from None
-
-    identity = configs.identity(configs.plain(config)) | {"sampler": sampler, "ranges": ranges}
+    objective = _objective(config, workdir, ranges)
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK_FILE, "a") as lock:
         alone = _alone(lock)
         if not alone:
             _join(lock, workdir)
-        study = _open(workdir, identity, alone=alone, overwrite=overwrite)
-        fresh = alone and not study.trials
-        study.sampler = _sampler(sampler, ranges, seed=0 if fresh else None)
-        own = methods.find(config.model.name).tuned(config)
-        if fresh and sampler != "grid" and ranges.keys() <= own.keys():
-            study.enqueue_trial({field: own[field] for field in ranges})  # the values to beat
+        study = _begin(config, workdir, ranges, sampler, alone=alone, overwrite=overwrite)
         while True:
             _join(lock, workdir)
             if _wanted(study, trials):
                 counter = optuna.study.MaxTrialsCallback(trials, (*COUNTED, TrialState.RUNNING))
-                study.optimize(objective, callbacks=[counter, _reporter(console, trials)])
+                reporter = _Reporter(objective.console, trials)
+                study.optimize(objective.score, callbacks=[counter, reporter])
             if not _alone(lock):
-                console.print("other processes are at work; the last one trains the best values")
+                objective.console.print(
+                    "other processes are at work; the last one trains the best values"
+                )
                 return
             # Nobody else is alive: a trial that still runs is a dead process's, and run again.
             if not (_fail_running(study) and _wanted(study, trials)):
                 break
-        _finish(config, workdir, study, console)
+        _finish(config, workdir, study, objective.console)
+
+
+class _Objective(NamedTuple):
+    """What Optuna maximizes: trains the first seed with the values of a trial."""
+
+    config: config_dict.ConfigDict
+    workdir: pathlib.Path
+    ranges: Mapping[str, Sequence[Any]]
+    dataset: Any  # without its tests
+    slices: Mapping[str, EvalSlice]  # that of validation alone
+    console: Console
+
+    def score(self, trial: optuna.Trial) -> float:
+        """The score on validation of the values that the trial suggests."""
+        values = {
+            field: trial.suggest_categorical(field, choices)
+            for field, choices in self.ranges.items()
+        }
+        shown = ", ".join(f"{field} {value:g}" for field, value in values.items())
+        self.console.print(f"trial {trial.number}: {shown}", highlight=False)
+        # The same values give the same score: a sampler that comes back to them need not wait.
+        for known in trial.study.get_trials(states=COUNTED):
+            if known.params == trial.params:
+                if known.state == TrialState.PRUNED:
+                    raise optuna.TrialPruned
+                assert known.value is not None
+                return known.value
+        return self._train(trial, with_values(self.config, values))
+
+    def _train(self, trial: optuna.Trial, config: config_dict.ConfigDict) -> float:
+        def on_score(epoch: int, score: float) -> None:
+            trial.report(score, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        setup = make_setup(
+            config, self.dataset, self.slices, self.workdir, self.workdir, self.console
+        )
+        label = f"trial {trial.number}"
+        try:
+            return runner.validate(setup, config.seeds[0], label=label, on_score=on_score)
+        except DivergedError as error:
+            self.console.print(f"{label}: {error}", highlight=False)
+            raise optuna.TrialPruned from None
+
+
+def _objective(
+    config: config_dict.ConfigDict, workdir: pathlib.Path, ranges: Mapping[str, Sequence[Any]]
+) -> _Objective:
+    """Loads the data, and drops the test sets so that no trial can look at them."""
+    task = tasks.of(config)
+    dataset = task.without_tests(task.load(config))
+    slices = {task.headline: task.slices(config, dataset)[task.headline]}
+    return _Objective(config, workdir, ranges, dataset, slices, Console())
+
+
+def _begin(
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    ranges: Mapping[str, Sequence[Any]],
+    sampler: str,
+    *,
+    alone: bool,
+    overwrite: bool,
+) -> optuna.Study:
+    """The study with its sampler; the tuned values are the first trial of a new one."""
+    identity = configs.identity(configs.plain(config)) | {"sampler": sampler, "ranges": ranges}
+    study = _open(workdir, identity, alone=alone, overwrite=overwrite)
+    fresh = alone and not study.trials
+    study.sampler = _sampler(sampler, ranges, seed=0 if fresh else None)
+    own = methods.find(config.model.name).tuned(config)
+    if fresh and sampler != "grid" and ranges.keys() <= own.keys():
+        study.enqueue_trial({field: own[field] for field in ranges})  # the values to beat
+    return study
 
 
 def _alone(lock: TextIO) -> bool:
@@ -271,24 +312,28 @@ def _best(study: optuna.Study) -> FrozenTrial | None:
     return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
 
 
-def _reporter(console: Console, trials: int) -> Callable[[optuna.Study, FrozenTrial], None]:
+class _Reporter:
     """Prints a line after each trial, with the time that is left at the pace so far."""
-    start, before = time.monotonic(), None
 
-    def report(study: optuna.Study, trial: FrozenTrial) -> None:
-        nonlocal before
+    def __init__(self, console: Console, trials: int):
+        self.console, self.trials = console, trials
+        self.start = time.monotonic()
+        self.done_before: int | None = None  # by earlier processes
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         done = len(study.get_trials(states=COUNTED))
-        before = done - 1 if before is None else before
+        if self.done_before is None:
+            self.done_before = done - 1
         state = "pruned" if trial.state == TrialState.PRUNED else f"{trial.value:.4f}"
         best = _best(study)
-        said = f", best {best.value:.4f} (trial {best.number})" if best else ""
-        left = (time.monotonic() - start) / (done - before) * max(trials - done, 0) / 60
-        console.print(
-            f"trial {trial.number}: {state}{said}; {done} of {trials} trials, {left:.0f} min left",
+        shown = f", best {best.value:.4f} (trial {best.number})" if best else ""
+        pace = (time.monotonic() - self.start) / (done - self.done_before)
+        minutes = pace * max(self.trials - done, 0) / 60
+        self.console.print(
+            f"trial {trial.number}: {state}{shown}; {done} of {self.trials} trials, "
+            f"{minutes:.0f} min left",
             highlight=False,
         )
-
-    return report
 
 
 def _finish(

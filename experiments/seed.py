@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -19,9 +19,10 @@ from experiments.config import StoppedError, plain
 from experiments.method import ConfigError
 from experiments.setup import BySlice, Setup, headline
 from jaxcold import parallel
+from jaxcold.eval import statistics
 from jaxcold.eval.evaluation import evaluate_model
 from jaxcold.files import write_atomic
-from jaxcold.reporting import tables as report
+from jaxcold.reporting import run_log
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.early_stopping import EarlyStopping
 from jaxcold.train.loop import DivergedError, fit
@@ -51,7 +52,7 @@ def train(setup: Setup, seed: int) -> tuple[BySlice, float]:
         Metrics, and the seconds that earlier processes have spent on this seed.
 
     Raises:
-        StoppedError: after SIGTERM, once the state is saved.
+        StoppedError: after SIGTERM or Ctrl-C, once the state is saved.
     """
     folder = setup.checkpoints / f"seed_{seed}"
     keep = setup.config.checkpoint.keep
@@ -59,7 +60,7 @@ def train(setup: Setup, seed: int) -> tuple[BySlice, float]:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder, keep=keep)))
         training = _Training(setup, seed, checkpoints)
         events = setup.workdir / "tb" / f"seed_{seed}"
-        log = report.tensorboard(events, first=training.first_step)
+        log = run_log.tensorboard(events, first=training.first_step)
         training.log = stack.enter_context(log)
         state = training.run()
         state, epoch = training.chosen(state)
@@ -99,11 +100,11 @@ class _Training:
             self.memory.stopping
         )
         self.is_watched = config.train.patience is not None or config.checkpoint.keep_best
-        self.is_stopped = False  # by SIGTERM
+        self.is_stopped = False  # by a signal
         self.log: Callable[[int, Mapping[str, float]], None] = lambda step, scalars: None
         self.rows = setup.workdir / workdir.ROWS_FILE
         # Rows beyond the checkpoint are written again.
-        report.keep_rows(
+        run_log.keep_rows(
             self.rows, lambda row: row["seed"] != seed or row["step"] <= self.first_step
         )
         if self.first_step:
@@ -126,7 +127,7 @@ class _Training:
         if not self.steps or self.memory.is_finished:
             return self.state
         with contextlib.ExitStack() as stack:
-            self.stop_requested = stack.enter_context(_stop_on_sigterm())
+            self.stop_requested = stack.enter_context(_stop_on_signals())
             self.progress = stack.enter_context(
                 self.setup.progress(f"seed {self.seed}", self.first_step)
             )
@@ -146,7 +147,7 @@ class _Training:
                 raise DivergedError(f"{error}, seed {self.seed}; {where}") from None
             self.checkpoints.wait()
             if self.stop_requested(int(state.step) + 1):  # after the last step
-                raise StoppedError("stopped; the same command goes on")
+                self._stop("stopped")
         return state
 
     def _on_step(self, number: int, metrics: Mapping[str, float]) -> None:
@@ -174,7 +175,7 @@ class _Training:
                 setup.config.eval.cutoffs,
             )
             self.progress.say(self.record(epoch, metrics))
-            score = report.flatten(metrics)[headline(setup.config)]
+            score = statistics.flatten(metrics)[headline(setup.config)]
             if self.is_watched:
                 self.stopping = self.stopping.update(epoch, score)
             self.memory.is_finished = self.stopping.should_stop
@@ -197,9 +198,11 @@ class _Training:
         self.checkpoints.save(state, metadata, best=self._best_step())
         if self.is_stopped:
             self.checkpoints.wait()
-            raise StoppedError(
-                f"stopped at step {int(state.step)} of seed {self.seed}; the same command goes on"
-            )
+            self._stop(f"stopped at step {int(state.step)} of seed {self.seed}")
+
+    def _stop(self, message: str) -> NoReturn:
+        number = self.stop_requested.signal_number
+        raise StoppedError(f"{message}; the same command goes on", number)
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.start
@@ -209,15 +212,15 @@ class _Training:
 
         There is one row per epoch: the test metrics join the row of the epoch that they are of.
         """
-        values = report.flatten(metrics)
-        rows = report.read_rows(self.rows) if self.rows.exists() else []
+        values = statistics.flatten(metrics)
+        rows = run_log.read_rows(self.rows) if self.rows.exists() else []
         of_epoch = (r for r in rows if (r["seed"], r["epoch"]) == (self.seed, epoch))
         written = next(of_epoch, None)
         row = {**(written or self._new_row(epoch)), "seconds": self._seconds(), **values}
         if written is None:
-            report.append_row(self.rows, row)
+            run_log.append_row(self.rows, row)
         else:
-            report.replace_row(self.rows, rows.index(written), row)
+            run_log.replace_row(self.rows, rows.index(written), row)
         new = {k: v for k, v in values.items() if math.isfinite(v) and k not in (written or {})}
         self.log(epoch * self.steps, new)
         loss = row["loss"] if row["loss"] is not None else math.nan
@@ -258,21 +261,40 @@ class _Training:
         return place(self.setup.model, restored[0]), self.stopping.best_epoch
 
 
+class _StopRequest:
+    """Whether to stop after so many steps, and the signal that asked for it."""
+
+    def __init__(self) -> None:
+        self.signal_number: int = signal.SIGTERM
+        self._event = threading.Event()
+
+    def __call__(self, done: int) -> bool:
+        if jax.process_count() > 1:
+            return parallel.stop_requested(done)
+        return self._event.is_set()
+
+    def receive(self, number: int, frame: object) -> None:
+        """Handles the signal; Ctrl-C a second time interrupts at once."""
+        self.signal_number = number
+        self._event.set()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
-    """Whether to stop after so many steps: SIGTERM asks for it, instead of ending the process."""
-    if jax.process_count() > 1:
-        yield parallel.stop_requested
+def _stop_on_signals() -> Iterator[_StopRequest]:
+    """SIGTERM and Ctrl-C ask a training to stop, instead of ending the process."""
+    request = _StopRequest()
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread may handle signals
         return
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda done: event.is_set()  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, request.receive) for number in numbers}
     try:
-        yield lambda done: event.is_set()
+        yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _write_divergence(setup: Setup, seed: int, error: DivergedError) -> str:

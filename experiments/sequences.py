@@ -8,8 +8,8 @@ import pandas as pd
 from ml_collections import config_dict
 
 from experiments.method import ConfigError
-from experiments.task import Task
-from jaxcold.data.pairs.dataset import PARTS as SPLIT_NAMES
+from experiments.task import Task, content_findings, reading_hosts
+from jaxcold.data.pairs.dataset import SETS as SPLIT_NAMES
 from jaxcold.data.sequences import evaluation
 from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.data.sequences.load import load_sequences
@@ -38,7 +38,7 @@ def _load(config: config_dict.ConfigDict) -> SequenceDataset:
     options = config.data.to_dict()
     del options["kind"]
     run = options.pop("item_content")
-    dataset = load_sequences(**options)
+    dataset = load_sequences(**options, hosts=reading_hosts())
     return dataset if run is None else _with_item_content(dataset, pathlib.Path(run))
 
 
@@ -100,6 +100,7 @@ def _describe(dataset: SequenceDataset) -> str:
         f"{dataset.num_items - dataset.num_warm:,} cold items, {len(dataset.val.target):,} "
         f"validation and {len(dataset.test.target):,} test sequences ({cold:,} with a cold "
         f"target), content {content}"
+        + content_findings({} if dataset.content is None else {"content": dataset.content})
     )
 
 
@@ -109,11 +110,6 @@ def _slices(config: config_dict.ConfigDict, dataset: SequenceDataset) -> dict[st
         cold_vectors=config.model.get("item_table") != "random",
         padding_item=config.model.get("reference", False),
     )
-
-
-def _same_split(path: pathlib.Path, dataset: SequenceDataset) -> bool:
-    with np.load(path, allow_pickle=False) as theirs:
-        return np.array_equal(theirs["train_indices"], dataset.train.indices)
 
 
 def _baselines(config: config_dict.ConfigDict, dataset: SequenceDataset) -> dict[str, Model]:
@@ -150,7 +146,6 @@ TASK = Task(
     slices=_slices,
     without_tests=lambda dataset: dataset.without_tests(),
     write_split=write_sequence_split,
-    same_split=_same_split,
     baselines=_baselines,
     save=_save,
 )

@@ -13,7 +13,7 @@ from experiments.method import Method
 from experiments.task import Task
 from jaxcold import parallel
 from jaxcold.eval.metrics import Metrics
-from jaxcold.reporting import tables as report
+from jaxcold.reporting.progress import Progress
 from jaxcold.train.step import Step, make_step
 from jaxcold.types import EvalSlice, Model
 
@@ -38,11 +38,11 @@ class Setup(NamedTuple):
         """Prints a line."""
         self.console.print(line, highlight=False, soft_wrap=True)
 
-    def progress(self, label: str, done: int = 0) -> report.Progress:
+    def progress(self, label: str, done: int = 0) -> Progress:
         """A progress bar of a training of which `done` steps are behind."""
         model = self.model
         total = model.examples_per_epoch * model.epochs
-        return report.Progress(
+        return Progress(
             label,
             total=total,
             unit="items",

@@ -5,8 +5,13 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from ml_collections import config_dict
 
+from jaxcold import parallel
+from jaxcold.data.content import describe_degenerate, distinct_rows
+from jaxcold.data.text_tables import Hosts
 from jaxcold.types import EvalSlice, Model
 
 
@@ -27,12 +32,24 @@ class Task(NamedTuple):
     slices: Callable[[config_dict.ConfigDict, Any], dict[str, EvalSlice]]
     without_tests: Callable[[Any], Any]  # D -> D to choose with: nothing of a test set is left
     write_split: Callable[[pathlib.Path, Any], None]
-    same_split: Callable[[pathlib.Path, Any], bool]  # was the file written from these data?
     # Methods to compare with; a random ranking is always there.
     baselines: Callable[[config_dict.ConfigDict, Any], dict[str, Model]]
     # config, D, model, params, model_state, folder: saves the model of a method that does not say
     # itself how it is saved.
     save: Callable[..., None]
+
+
+def reading_hosts() -> Hosts:
+    """What the readers need to know of the hosts that share the reading of a table."""
+    return Hosts(jax.process_count(), jax.process_index(), parallel.all_gather_hosts)
+
+
+def content_findings(tables: Mapping[str, np.ndarray]) -> str:
+    """How many items differ in content, and what is odd about features; "" for mapped tables."""
+    if not tables or any(isinstance(table, np.memmap) for table in tables.values()):
+        return ""
+    findings = [f", {distinct_rows(tables):,} distinct contents", *describe_degenerate(tables)]
+    return "\n".join(findings)
 
 
 def of(config: Any) -> Task:

@@ -1,5 +1,6 @@
 """The folder of a run: its files, whose it is, and what has to go."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,9 @@ from jaxcold.files import clear_partial, write_atomic
 
 CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
 RESULTS_FILE, USERS_FILE, CHECKPOINTS = "results.json", "per_user.npz", "checkpoints"
-BEST, DIVERGED = "best_checkpoints", "diverged_seed_*.json"
+INPUTS_FILE = "inputs.json"  # file that the run read -> its SHA-256
+PICTURES = ("results.md", "summary.png")
+BEST, DIVERGED, LOCK = "best_checkpoints", "diverged_seed_*.json", "run.lock"
 
 
 def check(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:
@@ -41,7 +44,74 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> 
         )
 
 
-def begin(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+def check_inputs(workdir: pathlib.Path, sources: Mapping[str, str]) -> None:
+    """Whether the data are those that the run of the folder was begun with.
+
+    Args:
+        workdir: of an unfinished run.
+        sources: file -> SHA-256, of the data that were read now.
+
+    Raises:
+        ConfigError: naming the first file that is another.
+    """
+    try:
+        begun = json.loads((workdir / INPUTS_FILE).read_text())
+    except (OSError, ValueError):
+        begun = {}
+    changed = differences(sources, begun if isinstance(begun, dict) else {})
+    if changed:
+        raise ConfigError(
+            f"--workdir={workdir}: the data are not those that this run was begun with "
+            f"({', '.join(changed[:3])}); name another folder, or pass --overwrite to begin again"
+        )
+
+
+class Lock:
+    """One run at a time in a folder: held from `take` to the end of the ``with`` block.
+
+    The kernel gives up the lock of a process that dies, however it dies.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        self.workdir = workdir
+        self._file: int | None = None
+
+    def take(self) -> None:
+        """Makes the folder and locks it; again by the same run is no change.
+
+        Raises:
+            ConfigError: if another run is at work there, or if the folder cannot be written.
+        """
+        if self._file is not None:
+            return
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"--workdir={self.workdir}: another run is at work there; wait for it, or name "
+                "another folder"
+            ) from None
+        except OSError as error:
+            raise _unwritable(self.workdir, error) from None
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+
+def _unwritable(workdir: pathlib.Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder, or make "
+        "room"
+    )
+
+
+def begin(workdir: pathlib.Path, config: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     """Deletes the files of an earlier run, never others, and claims the folder.
 
     Raises:
@@ -50,17 +120,15 @@ def begin(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # The config first: a run that is half deleted is none to go on with.
-        for name in (CONFIG_FILE, ROWS_FILE, RESULTS_FILE, USERS_FILE, "results.md", "summary.png"):
+        for name in (CONFIG_FILE, INPUTS_FILE, ROWS_FILE, RESULTS_FILE, USERS_FILE, *PICTURES):
             (workdir / name).unlink(missing_ok=True)
         for folder in ("tb", "models", BEST):
             shutil.rmtree(workdir / folder, ignore_errors=True)
         remove_temporary(workdir)
+        write_atomic(workdir / INPUTS_FILE, (json.dumps(dict(sources), indent=2) + "\n").encode())
         write_atomic(workdir / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
     except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder, or "
-            "make room"
-        ) from None
+        raise _unwritable(workdir, error) from None
 
 
 def remove_temporary(workdir: pathlib.Path) -> None:

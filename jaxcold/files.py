@@ -1,6 +1,7 @@
-"""Writing a file so that it is never half there, and reading one that may go while it is read."""
+"""Files that are never half written, and memory-mapped files that vanish while in use."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -19,10 +20,11 @@ _PARTIAL = re.compile(r".*\.[0-9a-f]{8}\.part")
 def write_atomic(path: str | os.PathLike, data: bytes | memoryview) -> None:
     """Replaces a file as a whole: readers see the old one or the new one, whatever interrupts.
 
-    The bytes go to PATH.XXXXXXXX.part beside it first, which only a killed process leaves behind.
+    The bytes are first written to PATH.XXXXXXXX.part beside it, which only a killed process leaves
+    behind. Once this returns, the new file outlasts a loss of power.
 
     Raises:
-        OSError: naming the file, if it cannot be written; an old one stays.
+        OSError: naming the file, if it cannot be written; then the old one stays.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
@@ -33,13 +35,26 @@ def write_atomic(path: str | os.PathLike, data: bytes | memoryview) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
+            sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Writes a folder's entries to disk, so that new and renamed files outlast a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Gives an OSError the name of the file: that of a write, unlike that of `open`, lacks it."""
+    """Adds the name of the file to an OSError; `open` does that itself, a write does not."""
     try:
         yield
     except OSError as error:
@@ -47,16 +62,16 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """`write_atomic` of arrays by name, as one compressed ``.npz`` without pickles."""
+    """Writes arrays by name as one compressed ``.npz`` without pickles; see `write_atomic`."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomic(path, buffer.getbuffer())
 
 
 def clear_partial(folder: str | os.PathLike) -> None:
-    """Deletes what killed processes left of files and saved models in a folder.
+    """Deletes half-written files and saved models that killed processes left in a folder.
 
-    For a folder in which nobody else writes.
+    For a folder in which no other process writes.
     """
     for path in Path(folder).glob("*.part"):
         if _PARTIAL.fullmatch(path.name):
@@ -67,9 +82,9 @@ def clear_partial(folder: str | os.PathLike) -> None:
 
 
 def check_mapped(table: np.ndarray) -> None:
-    """Stops where the file of a memory-mapped table has gone, or has been cut short.
+    """Checks that the file of a memory-mapped table is still there and as long as before.
 
-    Reading beyond the end of a mapped file ends the process without a word (SIGBUS).
+    Reading beyond the end of a mapped file kills the process without a message (SIGBUS).
 
     Args:
         table: memory-mapped or not; a slice of one counts as the whole.

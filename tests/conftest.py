@@ -17,6 +17,10 @@ hypothesis.settings.register_profile("here", max_examples=20, print_blob=True, d
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if not hasattr(jax, "enable_x64"):  # JAX 0.7, where it has another address
+    from jax.experimental import enable_x64
+
+    jax.enable_x64 = enable_x64
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

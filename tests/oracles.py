@@ -64,3 +64,19 @@ def budget(z: np.ndarray, total: float) -> np.ndarray:
         middle = (low + high) / 2
         low, high = (middle, high) if np.clip(z - middle, 0, 1).sum() >= total else (low, middle)
     return np.clip(z - low, 0, 1)
+
+
+def entmax_by_level(z: np.ndarray, alpha: float) -> np.ndarray:
+    """Rows of entmax for alpha below 1 by bisection: p = (1 + (alpha - 1)(u - level)) ^ (1 / e)."""
+    u, e = z - z.max(-1, keepdims=True), alpha - 1
+
+    def power(level: np.ndarray) -> np.ndarray:
+        return (1 + e * (u - level)) ** (1 / e)
+
+    low = np.zeros((*z.shape[:-1], 1))
+    high = low + (1 - z.shape[-1] ** -e) / e
+    for _ in range(200):
+        middle = (low + high) / 2
+        enough = power(middle).sum(-1, keepdims=True) >= 1
+        low, high = np.where(enough, middle, low), np.where(enough, high, middle)
+    return power(low)

@@ -78,7 +78,7 @@ TABLES = {
     ),
     "column twice": (
         lambda text: text.replace("rating", "userID"),
-        ["line 1", "userID stands there twice", "remove one"],
+        ["line 1", "userID is there twice", "remove one"],
     ),
     "field missing": (
         lambda text: text.replace(LINE, "\n0\t2\t1\n"),
@@ -138,11 +138,11 @@ TABLES = {
     ),
     "item without interaction": (
         lambda text: text + f"0\t{ITEMS + 2}\t1\t3\n",
-        [f"itemID {ITEMS} has no interaction", "1 others", "data.allow_unused=True"],
+        [f"itemID {ITEMS + 2} has no row in the features", f"have {ITEMS}", "line "],
     ),
     "item beyond the features": (
         lambda text: text + f"0\t{ITEMS}\t1\t3\n",
-        ["_feat.npy", f"{ITEMS} rows for {ITEMS + 1} items", "add or remove rows"],
+        [f"itemID {ITEMS} has no row in the features", f"have {ITEMS}", "add its row"],
     ),
     "too few to split": (
         lambda text: "\n".join([*text.split("\n")[:1], "0\t0\t1\t1", "0\t1\t1\t2"]),

@@ -90,14 +90,14 @@ def test_sparse_losses_are_compared_with_the_same_loss():
     model = sasrec_step.build(dataset, TINY, 1.5)
     rows = windows(dataset.train, TINY.max_length, "last")
     room = packing.capacity_for(rows.counts - 1, TINY.batch)
-    params, extra = model.init(0)
+    params, model_state = model.init(0)
     found = []
     for form, tokens in (
         (model, sasrec_step.packed(rows, TINY, room)),
         (sasrec_step.densified(model, TINY, 1.5), sasrec_step.padded(rows)),
     ):
-        loss = jax.jit(form.loss)
-        total, (count, _, _) = loss(params, extra, model.fixed, tokens, jax.random.key(0))
+        loss = jax.jit(form.losses["main"])
+        total, (count, _, _) = loss(params, model_state, model.constants, tokens, jax.random.key(0))
         assert count == rows.counts.sum() - rows.rows
         found.append(float(total))
     assert found[0] == pytest.approx(found[1], rel=1e-5)

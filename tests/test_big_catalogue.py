@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import big_catalogue, semco_step
+from experiments.bench import big_catalogue
 from jaxcold.data import content as vectors
 from jaxcold.data.pairs import batches
 from jaxcold.data.pairs.batches import prefetch, shuffled_pairs
 from jaxcold.data.pairs.dataset import Interactions
-from jaxcold.models import semco_data
+from jaxcold.models import pair_batches
 from jaxcold.train.loop import fit
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import Csr
@@ -72,11 +72,10 @@ def test_streaming_trains_as_features_on_the_device_do(dataset):
     found = []
     for stream in (True, False):
         model = big_catalogue.build(dataset, SIZES, stream=stream)
-        # The benchmark's, so that one program serves its test too.
-        optimizer = semco_step.optimizer_of(model, semco_step.MAPS["sparsemax"])
-        start = init_state(model, optimizer, 0)
+        model = model._replace(epochs=1)
+        start = init_state(model, 0)
         first = jax.tree.map(np.array, start.params)
-        state = fit(model, make_step(model, optimizer), start, epochs=1, seed=0)
+        state = fit(model, make_step(model), start, seed=0)
         assert int(state.step) == 6
         moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), state.params, first)
         assert max(jax.tree.leaves(moved)) > 1e-3
@@ -115,7 +114,7 @@ def test_a_step_with_unusual_users_gets_more_room_alone(dataset, monkeypatch):
     train = Interactions(user, items[: len(user)], SIZES.users, SIZES.items)
     split = replace(dataset.split, train=train, warm_items=np.unique(train.item))
     data, sizes = replace(dataset, split=split), SIZES._replace(batch=8)
-    monkeypatch.setattr(semco_data, "SAMPLE", 1)
+    monkeypatch.setattr(pair_batches, "SAMPLE", 1)
     model = big_catalogue.build(data, sizes)
     made = list(model.batches(np.random.default_rng(1)))
     rooms = [(len(batch.epoch.slots), len(batch.epoch.active)) for batch in made]
@@ -149,7 +148,7 @@ def test_few_batches_are_in_memory_at_once(dataset):
     model = big_catalogue.build(dataset, SIZES._replace(batch=100))
     begun = settled = 0
 
-    def step(state, fixed, batch, key):
+    def step(state, constants, batch, key):
         nonlocal begun, most
         begun += 1
         most = max(most, begun - settled)
@@ -160,7 +159,8 @@ def test_few_batches_are_in_memory_at_once(dataset):
         settled += 1
 
     most = 0
-    fit(model, step, TrainState(jnp.int32(0), {}, {}, None), epochs=1, seed=0, on_step=on_step)
+    model = model._replace(epochs=1)
+    fit(model, step, TrainState(jnp.int32(0), {}, {}, None), seed=0, on_step=on_step)
     assert settled == model.steps_per_epoch == 30
     assert most == model.in_flight + 1 == 3
 
@@ -178,8 +178,8 @@ def test_the_first_batches_of_an_order_are_those_of_all():
     np.testing.assert_array_equal(every.user.reshape(-1)[:23], order)
 
 
-def test_items_apart_by_device_keep_their_order():
-    found = batches.apart(np.array([0, 2, 3, 8, 11]), 4, 3, 4)
+def test_items_grouped_by_shard_keep_their_order():
+    found = batches.group_by_shard(np.array([0, 2, 3, 8, 11]), 4, 3, 4)
     np.testing.assert_array_equal(found, [[0, 2, 3, -1], [-1] * 4, [8, 11, -1, -1]])
 
 

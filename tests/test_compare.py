@@ -11,7 +11,7 @@ from test_main import ROOT, small, write_mmrec
 
 from experiments import clothing, compare, runner
 from experiments import config as base
-from jaxcold.reporting import tables as report
+from jaxcold.reporting import run_log
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,17 @@ def test_runs_are_told_apart_and_tested_over_users(runs, tmp_path, capsys):
     assert found["runs"][softmax]["seeds"] == 2
     # The test is that of the per-user values, whose means are the reported ones.
     values = [
-        report.read_users(runs / n / "per_user.npz", "test/cold") for n in ("softmax", "sparsemax")
+        run_log.read_users(runs / n / "per_user.npz", "test/cold") for n in ("softmax", "sparsemax")
     ]
     assert np.mean(values[0]["ndcg@5"]) == pytest.approx(entry["mean"])
     t, p = scipy.stats.ttest_rel(values[0]["ndcg@5"], values[1]["ndcg@5"])
     assert found["tests"][softmax]["t"] == pytest.approx(t)
     assert found["tests"][softmax]["p"] == pytest.approx(p)
+    # And a test of the seeds' means.
+    both = [json.loads((runs / n / "results.json").read_text()) for n in ("softmax", "sparsemax")]
+    means = [run["metrics"]["test/cold/ndcg@5"]["values"] for run in both]
+    p = scipy.stats.ttest_ind(*means, equal_var=False).pvalue
+    assert found["tests"][softmax]["p_seeds"] == pytest.approx(p)
     assert set(found["tests"]) == {softmax, exact}
     text = (tmp_path / "table" / "compare.md").read_text()
     assert all(name in text for name in found["runs"])
@@ -65,6 +70,7 @@ def test_the_same_run_twice_has_two_names(runs):
     assert list(found["runs"]) == ["SEMCo softmax #1", "SEMCo softmax #2"]
     (test,) = found["tests"].values()
     assert (test["difference"], test["p"]) == (0.0, 1.0)
+    assert test["p_seeds"] == pytest.approx(1.0)
 
 
 def test_other_splits_and_unfinished_runs_are_refused(runs, tmp_path):

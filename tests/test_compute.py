@@ -8,8 +8,8 @@ from test_parallel import DISTILLATION, SASREC, SEMCO, golden
 from test_sasrec import circle
 from test_semco import tiny
 
-from jaxcold import models, parallel
-from jaxcold.models import layers
+from jaxcold import parallel
+from jaxcold.models import distillation, layers, sasrec, semco
 
 
 def test_products_round_their_operands_and_sum_in_float32():
@@ -30,25 +30,42 @@ def test_products_round_their_operands_and_sum_in_float32():
 
 def build(name, compute, devices=parallel.ONE, **changes):
     if name == "sasrec":
-        return models.build(
-            name, circle(), devices=devices, **SASREC | {"compute": compute} | changes
-        )
-    options = SEMCO if name == "semco" else DISTILLATION
-    return models.build(
-        name, tiny(golden), devices=devices, **options | {"compute": compute} | changes
-    )
+        return sasrec.build(circle(), devices=devices, **SASREC | {"compute": compute} | changes)
+    kind, options = semco, SEMCO
+    if name == "semco_online":
+        kind, options = distillation, DISTILLATION | {"online": True}
+    options = {"epochs": 1, **options, "compute": compute, **changes}
+    return kind.build(tiny(golden), devices=devices, **options)
+
+
+def histories_of(name):
+    return circle().test.history if name == "sasrec" else tiny(golden).split.train.by_user()
 
 
 def first(model):
-    """The gradient of the mean loss of an epoch's first batch, and fresh parameters for it."""
+    """Mean losses of an epoch's first batch and their gradients, and fresh parameters for it."""
     batch = jax.tree.map(jnp.asarray, next(iter(model.batches(np.random.default_rng(0)))))
-    params, extra = model.init(0)
+    params, model_state = model.init(0)
 
-    def mean(params):
-        total, (weight, _, _) = model.loss(params, extra, model.fixed, batch, jax.random.key(0))
-        return total / weight
+    @jax.jit
+    def losses_and_gradients(params):
+        value, gradients, state = jnp.zeros(()), {}, model_state
+        for group, loss in model.losses.items():
 
-    return jax.jit(jax.value_and_grad(mean)), params
+            def mean(own, group=group, loss=loss, state=state):
+                every = {**params, group: own}
+                total, (weight, state, _) = loss(
+                    every, state, model.constants, batch, jax.random.key(0)
+                )
+                return total / weight, state
+
+            (of_group, state), gradients[group] = jax.value_and_grad(mean, has_aux=True)(
+                params[group]
+            )
+            value += of_group
+        return value, gradients
+
+    return losses_and_gradients, params
 
 
 @pytest.mark.parametrize(
@@ -82,17 +99,19 @@ def test_the_gradient_is_near_that_of_float32(name, changes):
 @pytest.mark.parametrize("name", ["semco", "semco_online", "sasrec"])
 def test_only_products_in_training_are_rounded(name):
     model = build(name, "bfloat16")
-    params, extra = model.init(0)
+    params, model_state = model.init(0)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     # What is served is computed in float32, from the same parameters the same.
-    served = model.represent(params, extra, "test")
-    exact = build(name, "float32").represent(params, extra, "test")
-    np.testing.assert_array_equal(served.item, exact.item)
-    np.testing.assert_array_equal(served.user, exact.user)
+    served, exact = (
+        (items, of.encode_users(params, model_state, items, histories_of(name)))
+        for of in (model, build(name, "float32"))
+        for items in [of.encode_items(params, model_state)]
+    )
+    jax.tree.map(np.testing.assert_array_equal, served, exact)
 
 
-def test_features_take_half_the_room():
-    held = [build("semco", compute).fixed.features for compute in ("bfloat16", "float32")]
+def test_features_take_half_the_memory():
+    held = [build("semco", compute).constants.features for compute in ("bfloat16", "float32")]
     for half, whole in zip(*held, strict=True):
         assert 2 * half.nbytes == whole.nbytes
 

@@ -3,13 +3,32 @@
 import numpy as np
 import pytest
 
-from jaxcold.models.content_knn import represent
+from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
+from jaxcold.models import content_knn
 from jaxcold.types import Csr
 
 
 def csr(rows):
     indptr = np.cumsum([0] + [len(row) for row in rows]).astype(np.int64)
     return Csr(indptr, np.array([i for row in rows for i in row], np.int32))
+
+
+def represent(content, histories, present=None):
+    """The vectors of users with these histories, and of all items with this content."""
+    if present is None:
+        present = {mode: np.ones(len(table), bool) for mode, table in content.items()}
+    users = np.repeat(np.arange(histories.rows), histories.counts).astype(np.int32)
+    items = 1 + int(histories.indices.max())
+    train = Interactions(users, histories.indices, histories.rows, items)
+    none = np.zeros(0, np.int32)
+    split = ColdSplit(train, np.arange(items), none, none, {"warm_train": train.pairs()})
+    features = ContentFeatures(content, present)
+    ids = np.arange(histories.rows), np.arange(items)
+    model = content_knn.build(Dataset("toy", train, split, features, *ids))
+    assert model.steps_per_epoch == 0
+    params, model_state = model.init(0)
+    vectors = model.encode_items(params, model_state)
+    return model.encode_users(params, model_state, vectors, histories), vectors
 
 
 def test_scores_by_hand():
@@ -49,9 +68,22 @@ def test_input_is_not_changed():
     [
         ({}, [[0]], "at least one content mode"),
         ({"a": np.eye(2), "b": np.eye(3)}, [[0]], "{'a': 2, 'b': 3}"),
-        ({"a": np.eye(2)}, [[0], [2]], "training item 2 has no content row; there are 2"),
+        ({"a": np.eye(2)}, [[0], [2]], "history item 2 has no content row; there are 2"),
     ],
 )
 def test_bad_input(content, train, message):
     with pytest.raises(ValueError, match=message):
         represent(content, csr(train))
+
+
+def test_features_on_disk_give_vectors_on_disk(tmp_path):
+    """Mapped features are not made dense in memory, and the vectors are the same."""
+    rows = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float16)
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r", allow_pickle=False)
+    histories = csr([[0, 39], [7]])
+    user, item = represent({"text": rows}, histories)
+    user_mapped, item_mapped = represent({"text": mapped}, histories)
+    assert isinstance(item_mapped, np.memmap)
+    np.testing.assert_array_equal(item_mapped, item)
+    np.testing.assert_array_equal(user_mapped, user)

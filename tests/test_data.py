@@ -8,7 +8,8 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from jaxcold.data import Interactions, load, make_split, read_split, readers, write_split
-from jaxcold.data.pairs.dataset import PARTS, ColdSplit
+from jaxcold.data.pairs import evaluation
+from jaxcold.data.pairs.dataset import SETS, ColdSplit
 from jaxcold.types import DataError
 
 
@@ -64,7 +65,7 @@ def test_a_split_divides_the_pairs_and_keeps_cold_items_out_of_training(data_see
     except DataError:  # so sparse that no held-out pair is left
         reject()
 
-    parts = [as_set(split.pairs[part]) for part in PARTS]
+    parts = [as_set(split.pairs[name]) for name in SETS]
     assert sum(map(len, parts)) == len(interactions.user)
     assert set.union(*parts) == as_set(interactions.pairs())
     sets = [
@@ -72,8 +73,8 @@ def test_a_split_divides_the_pairs_and_keeps_cold_items_out_of_training(data_see
     ]
     assert set.union(*sets) == set(range(40))
     assert [len(s) for s in sets] == [32, 4, 4]
-    for part, allowed in zip(PARTS, (sets[0], sets[0], sets[0], sets[1], sets[2]), strict=True):
-        assert set(split.pairs[part][:, 1].tolist()) <= allowed
+    for name, allowed in zip(SETS, (sets[0], sets[0], sets[0], sets[1], sets[2]), strict=True):
+        assert set(split.pairs[name][:, 1].tolist()) <= allowed
     train = split.pairs["warm_train"]
     assert set(train[:, 1].tolist()) == sets[0]
     for part in ("warm_val", "warm_test"):
@@ -84,7 +85,7 @@ def test_the_split_has_the_papers_proportions():
     interactions = random_interactions(3, users=200, items=300)
     split = make_split(interactions, 0)
     assert len(split.cold_items) == 60
-    warm = sum(len(split.pairs[part]) for part in PARTS[:3])
+    warm = sum(len(split.pairs[name]) for name in SETS[:3])
     # With 40 rows per warm item hardly a held-out row has to move to training.
     assert len(split.pairs["warm_val"]) == pytest.approx(0.1 * warm, abs=3)
     assert len(split.pairs["warm_test"]) == pytest.approx(0.1 * warm, abs=3)
@@ -93,8 +94,8 @@ def test_the_split_has_the_papers_proportions():
 def test_the_seed_alone_decides_the_split():
     interactions = random_interactions(0)
     first, again, other = (make_split(interactions, seed) for seed in (5, 5, 6))
-    for part in PARTS:
-        np.testing.assert_array_equal(first.pairs[part], again.pairs[part])
+    for name in SETS:
+        np.testing.assert_array_equal(first.pairs[name], again.pairs[name])
     assert set(first.cold_items) != set(other.cold_items)
 
 
@@ -119,8 +120,8 @@ def test_a_split_survives_its_file(tmp_path_factory, seed):
     path = tmp_path_factory.mktemp("split") / "split.npz"
     write_split(path, split)
     back = read_split(path, interactions)
-    for part in PARTS:
-        np.testing.assert_array_equal(back.pairs[part], split.pairs[part])
+    for name in SETS:
+        np.testing.assert_array_equal(back.pairs[name], split.pairs[name])
     for name in ("warm_items", "cold_val_items", "cold_test_items"):
         np.testing.assert_array_equal(getattr(back, name), getattr(split, name))
     np.testing.assert_array_equal(back.train.time, split.train.time)
@@ -134,7 +135,7 @@ def test_equal_splits_are_equal_files(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-# --- the questions ---------------------------------------------------------------------------
+# --- the slices ------------------------------------------------------------------------------
 
 
 def test_slices_state_who_competes_and_what_is_hidden():
@@ -154,7 +155,7 @@ def test_slices_state_who_competes_and_what_is_hidden():
             "cold_test": np.array([[2, 5], [0, 5], [2, 3]], np.int32),
         },
     )
-    slices = split.slices()
+    slices = evaluation.slices(split)
     assert sorted(slices) == [
         f"{part}/{kind}" for part in ("test", "val") for kind in ("cold", "cold_own", "warm")
     ]
@@ -173,6 +174,13 @@ def test_slices_state_who_competes_and_what_is_hidden():
     assert cold.candidates.tolist() == [3, 4, 5]
     assert cold.items.tolist() == [3, 5]
     assert cold.exclude.counts.tolist() == [0, 0]
+
+    # Every slice has the training histories of all users, and they are encoded once.
+    histories = warm.histories
+    assert histories.indptr.tolist() == [0, 2, 3, 4]
+    assert histories.indices.tolist() == [2, 0, 1, 0]
+    assert all(eval_slice.histories is histories for eval_slice in slices.values())
+    assert all(eval_slice.list_without_history for eval_slice in slices.values())
 
     own = slices["test/cold_own"]
     assert own.candidates.tolist() == [3, 5]
@@ -284,7 +292,7 @@ def write_authors(folder, split, features):
     (folder / "cold_item").mkdir(parents=True)
     (folder / "feats").mkdir()
     names = ("warm_train", "warm_val", "warm_test", "cold_item_val", "cold_item_test")
-    for part, name in zip(PARTS, names, strict=True):
+    for part, name in zip(SETS, names, strict=True):
         rows = [f"{user},{item}" for user, item in split.pairs[part]]
         (folder / "cold_item" / f"{name}.csv").write_text("\n".join(["user,item", *rows]) + "\n")
     # Loading it would fail: it is not a pickle, and it is not ours to open.
@@ -300,8 +308,8 @@ def test_the_authors_layout_brings_its_own_split(tmp_path):
     dataset = load("anything", tmp_path)
     assert as_set(dataset.interactions.pairs()) == as_set(interactions.pairs())
     assert list(dataset.content.tables) == ["text"]
-    for part in PARTS:
-        np.testing.assert_array_equal(dataset.split.pairs[part], split.pairs[part])
+    for name in SETS:
+        np.testing.assert_array_equal(dataset.split.pairs[name], split.pairs[name])
     np.testing.assert_array_equal(dataset.split.warm_items, split.warm_items)
     np.testing.assert_array_equal(dataset.split.cold_items, split.cold_items)
 
@@ -351,7 +359,7 @@ def test_real_data_reads_as_published(data_root, name, users, items, pairs, orde
     assert (read.time is not None) == ordered
     cold = len(dataset.split.cold_items)
     assert cold == round(0.2 * items)
-    warm = sum(len(dataset.split.pairs[part]) for part in PARTS[:3])
+    warm = sum(len(dataset.split.pairs[name]) for name in SETS[:3])
     assert len(dataset.split.pairs["warm_val"]) == pytest.approx(0.1 * warm, rel=0.01)
 
 

@@ -11,13 +11,11 @@ from flax import nnx
 from test_semco import ALPHAS, TOLERANCE, tiny
 
 from jaxcold.estimators.semco import SEMCo
-from jaxcold.models import build as build_model
-from jaxcold.models import distillation, encoders, semco, semco_data
+from jaxcold.models import distillation, encoders, item_similarity, pair_batches, semco
 from jaxcold.models.layers import unit_rows
-from jaxcold.train import transforms as optim
+from jaxcold.models.transforms import warm_up
 from jaxcold.train.loop import fit
 from jaxcold.train.step import init_state, make_step
-from jaxcold.train.transforms import adam_coupled_l2, cosine, in_turn, warm_up
 from jaxcold.types import Csr
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -36,7 +34,7 @@ def test_moving_average_equals_the_reference(precision, momentum, golden):
     new = jnp.asarray(g["X"], PRECISIONS[precision])
     state = jnp.zeros_like(new[0])
     for at in range(len(new)):
-        state = distillation.moving_average(state, new[at], float(momentum), at == 0)
+        state = item_similarity.moving_average(state, new[at], float(momentum), at == 0)
         want = g[f"mom{momentum}__{precision}"][at]
         np.testing.assert_allclose(state, want, atol=TOLERANCE[precision])
 
@@ -57,7 +55,7 @@ def test_similarity_loss_equals_the_reference(precision, fn, omega, golden):
         jnp.asarray(g[f"{who}_feats"], PRECISIONS[precision]) for who in ("student", "teacher")
     )
     loss = functools.partial(
-        distillation.similarity_loss,
+        item_similarity.similarity_loss,
         teacher=teacher,
         kept=jnp.ones(32, bool),
         alpha=ALPHAS[fn],
@@ -80,7 +78,7 @@ def test_softmax_similarity_loss_equals_the_reference(omega, golden, x64):
     alpha, name = 1.0, f"distil_softmax__omega{omega}__f64__"
 
     def ours(student):
-        return distillation.similarity_loss(
+        return item_similarity.similarity_loss(
             student, teacher, kept, alpha=alpha, omega=float(omega)
         )[0]
 
@@ -103,7 +101,7 @@ def test_places_that_are_not_kept_change_nothing(x64):
     student, teacher = (unit_rows(jnp.asarray(rng.normal(size=(12, d)))) for d in (4, 6))
     kept = jnp.arange(12) < 9
     for alpha in (1.0, 1.5, 2.0):
-        loss = jax.jit(functools.partial(distillation.similarity_loss, alpha=alpha, omega=0.5))
+        loss = jax.jit(functools.partial(item_similarity.similarity_loss, alpha=alpha, omega=0.5))
         value = jax.jit(jax.value_and_grad(lambda s, loss=loss: loss(s, teacher, kept)[0]))
         got, gradient = value(student)
         want = loss(student[:9], teacher[:9], kept[:9])[0]
@@ -115,7 +113,7 @@ def test_similarity_loss_is_zero_for_a_student_like_its_teacher():
     rows = unit_rows(jnp.asarray(np.random.default_rng(0).normal(size=(20, 5)), jnp.float32))
     for alpha in (1.0, 1.5, 2.0):
         kept = jnp.ones(20, bool)
-        measure = functools.partial(distillation.similarity_loss, alpha=alpha, omega=0.3)
+        measure = functools.partial(item_similarity.similarity_loss, alpha=alpha, omega=0.3)
         loss = jax.jit(measure)(rows, rows, kept)[0]
         np.testing.assert_allclose(loss, 0, atol=1e-6)
 
@@ -140,7 +138,7 @@ def test_student_equals_the_reference(precision, fn, golden):
     nnx.replace_by_pure_dict(params, weights)
     teacher = jnp.asarray(g["teacher_items"], dtype)
     warm = teacher[g["warm_items"]]
-    fixed = semco_data.Fixed(
+    constants = pair_batches.Constants(
         (), None, (), jnp.asarray(history.indptr), jnp.asarray(history.indices)
     )
     user = jnp.asarray(g["batch_user"])
@@ -155,13 +153,13 @@ def test_student_equals_the_reference(precision, fn, golden):
     np.testing.assert_allclose(rows(params, warm), g[f"train__feats__{precision}"], atol=atol)
     everything = rows(params, teacher)
     np.testing.assert_allclose(everything, g[f"eval__item_emb__{precision}"], atol=atol)
-    histories = semco_data.gather_histories(fixed, user, weight, jnp.arange(128))
+    histories = pair_batches.gather_histories(constants, user, weight, jnp.arange(128))
     users = semco.user_vectors(rows(params, warm), histories, None)
     np.testing.assert_allclose(users, g[f"train__user_vecs__{precision}"], atol=atol)
 
     def distil(params):
         student = rows(params, warm)[ids]
-        loss, target = distillation.similarity_loss(
+        loss, target = item_similarity.similarity_loss(
             student,
             warm[ids],
             jnp.ones(len(ids), bool),
@@ -202,9 +200,9 @@ def test_student_equals_the_reference(precision, fn, golden):
 
 
 draw = jax.jit(
-    lambda keys, fixed, user, weight, items, positives: jax.vmap(
-        lambda key: distillation.sub_batch(
-            key, fixed, user, weight, items=items, positives=positives
+    lambda keys, constants, user, weight, items, positives: jax.vmap(
+        lambda key: item_similarity.sub_batch(
+            key, constants, user, weight, items=items, positives=positives
         )
     )(keys),
     static_argnums=(4, 5),
@@ -213,12 +211,12 @@ draw = jax.jit(
 
 def drawn(histories, user, weight, *, positives, items, seeds=1):
     """Sub-batches [seeds, n] and which of their places are used."""
-    fixed = semco_data.Fixed(
+    constants = pair_batches.Constants(
         (), None, (), jnp.asarray(histories.indptr), jnp.asarray(histories.indices)
     )
     keys = jax.random.split(jax.random.key(0), seeds)
     weight = jnp.asarray(weight, jnp.float32)
-    ids, kept = draw(keys, fixed, jnp.asarray(user), weight, items, positives)
+    ids, kept = draw(keys, constants, jnp.asarray(user), weight, items, positives)
     return np.asarray(ids), np.asarray(kept)
 
 
@@ -282,6 +280,9 @@ SMALL = {
     "teacher_hidden": 8,
     "teacher_out": 6,
     "batch_size": 16,
+    "learning_rate": 1e-2,
+    "l2": 1e-4,
+    "warmup_epochs": 1,
 }
 
 
@@ -292,28 +293,19 @@ def fixture(name):
 
 
 def train(dataset, *, online, epochs, seed=0, each=lambda state: None, **options):
-    options = SMALL | options
-    model = build_model("semco_online" if online else "semco_offline", dataset, **options)
-    steps = model.steps_per_epoch
-    stops = 0 if options.get("teachers") else options["teacher_epochs"] * steps
-    clock = distillation.clock_of(online, stops)
-    optimizer = optim.distillation(
-        1e-2, 1e-4, teacher_stops=clock.teacher, student_starts=clock.student, warm_up_steps=2
-    )
-    step = make_step(model, optimizer)
-    state = init_state(model, optimizer, seed)
+    model = distillation.build(dataset, online=online, epochs=epochs, **SMALL | options)
+    state = init_state(model, seed)
     each(state)
-    logs = []
+    metrics = []
     state = fit(
         model,
-        step,
+        make_step(model),
         state,
-        epochs=epochs,
         seed=seed,
-        on_step=lambda _, found: logs.append(found),
+        on_step=lambda _, of_step: metrics.append(of_step),
         on_epoch=lambda _, state: each(state),
     )
-    return model, state, logs
+    return model, state, metrics
 
 
 def groups(state):
@@ -328,7 +320,7 @@ def offline():
     """Two epochs of the teacher, two of the student: final state, logs, groups after each epoch."""
     seen = []
     _, state, logs = train(
-        tiny(fixture), online=False, epochs=4, each=lambda state: seen.append(groups(state))
+        tiny(fixture), online=False, epochs=2, each=lambda state: seen.append(groups(state))
     )
     return state, logs, seen
 
@@ -341,10 +333,11 @@ def test_offline_the_student_learns_after_the_teacher_and_from_it(offline):
     assert np.abs(taught["student"] - end["student"]).max() > 1e-3
     half = len(logs) // 2
     assert all(found["contrastive"] == found["distillation"] == 0 for found in logs[:half])
-    assert all(found["teacher"] == 0 for found in logs[half:])
+    assert all(found["loss/teacher"] == found["loss"] > 0 for found in logs[:half])
+    assert all(found["loss/teacher"] == 0 for found in logs[half:])
     assert np.mean([f["distillation"] for f in logs[-5:]]) < logs[half]["distillation"]
     # The student studies the teacher as it ended, not as it was a step before.
-    np.testing.assert_allclose(state.extra.average, state.extra.outputs, atol=1e-6)
+    np.testing.assert_allclose(state.model_state.average, state.model_state.outputs, atol=1e-6)
     drift = [found["ema_drift"] for found in logs if np.isfinite(found["ema_drift"])]
     assert drift
     assert all(0 <= found < 1e-10 for found in drift)
@@ -366,11 +359,11 @@ def test_online_both_learn_until_the_teacher_stops(online):
     np.testing.assert_array_equal(taught["teacher"], end["teacher"])
     assert np.abs(taught["student"] - end["student"]).max() > 1e-3
     measured = [found for found in logs if np.isfinite(found["ema_drift"])]
-    assert len(measured) == -(-len(logs) // distillation.LOG_EVERY)
+    assert len(measured) == -(-len(logs) // distillation.MEASURE_EVERY)
     for name in distillation.MEASURED[:-1]:
         assert all(0 < found[name] <= 1 for found in measured), name
     # The average catches up once its teacher has stopped.
-    np.testing.assert_allclose(state.extra.average, state.extra.outputs, atol=1e-3)
+    np.testing.assert_allclose(state.model_state.average, state.model_state.outputs, atol=1e-3)
 
 
 def test_one_seed_repeats_to_the_last_bit(online):
@@ -382,10 +375,10 @@ def test_a_student_is_served_like_the_base_model(online, tmp_path):
     """Raw content in, the student's width out, alone as in the catalogue, saved and loaded."""
     model, state, _, _ = online
     dataset = tiny(fixture)
-    served = SEMCo.from_training(dataset, model, state.params, {})
+    served = SEMCo.from_training(dataset, model, state.params, state.model_state, {})
     served.save(tmp_path / "m")
     loaded = SEMCo.load(tmp_path / "m")
-    want = model.represent(state.params, state.extra).item
+    want = model.encode_items(state.params, state.model_state)
     np.testing.assert_array_equal(loaded.item, want)
     tables = dataset.content.tables
     alone = loaded.embed({mode: table[7:8] for mode, table in tables.items()})
@@ -396,20 +389,60 @@ def test_a_student_is_served_like_the_base_model(online, tmp_path):
 def test_a_late_student_starts_like_a_fresh_one():
     """Adam's moments and its step count wait too, or the first steps would be too long."""
     rate = 0.1
-    optimizer = in_turn(
-        adam_coupled_l2(cosine(rate, 3), 0.0),
-        adam_coupled_l2(warm_up(rate, 0), 0.0),
-        teacher_stops=3,
-        student_starts=3,
+    optimizers = distillation.optimizers(
+        distillation.Schedule(teacher_stops=3, student_starts=3),
+        learning_rate=rate,
+        l2=0.0,
+        warmup_steps=0,
     )
-    params = {"teacher": jnp.ones(2), "student": jnp.ones(2)}
-    state = optimizer.init(params)
-    gradient = {"teacher": jnp.ones(2), "student": jnp.full(2, 0.3)}
-    for at in range(4):
-        updates, state = optimizer.update(gradient, state, params)
-        assert bool(jnp.all(updates["teacher"] == 0)) == (at >= 3)
-        assert bool(jnp.all(updates["student"] == 0)) == (at < 3)
-    np.testing.assert_allclose(updates["student"], -rate, rtol=1e-4)
+    assert list(optimizers) == ["teacher", "student"]
+    gradients = {"teacher": jnp.ones(2), "student": jnp.full(2, 0.3)}
+    updates, states = {}, {}
+    for group, optimizer in optimizers.items():
+        params, state = jnp.ones(2), optimizer.init(jnp.ones(2))
+        updates[group], states[group] = [], [state]
+        for _ in range(5):
+            update, state = optimizer.update(gradients[group], state, params)
+            updates[group].append(update)
+            states[group].append(state)
+    # The teacher's rate falls by a cosine to 0 at the step where it stops.
+    rates = [rate * 0.5 * (1 + np.cos(np.pi * at / 3)) for at in range(3)]
+    teacher = np.array(updates["teacher"])
+    np.testing.assert_allclose(teacher, -np.array([*rates, 0, 0])[:, None] * [1, 1], rtol=1e-4)
+    # Adam's first steps have the length of the rate.
+    student = np.array(updates["student"])
+    np.testing.assert_array_equal(student[:3], 0)
+    np.testing.assert_allclose(student[3:], -rate, rtol=1e-4)
+
+    def moments(state):
+        return [np.asarray(x) for x in jax.tree.leaves(state) if np.ndim(x)]
+
+    for group, still in (("teacher", slice(3, 6)), ("student", slice(0, 4))):
+        first, *others = (moments(state) for state in states[group][still])
+        for other in others:
+            jax.tree.map(np.testing.assert_array_equal, other, first)
+
+
+def test_only_the_teacher_decays_and_only_the_student_warms_up():
+    optimizers = distillation.optimizers(
+        distillation.Schedule(teacher_stops=9, student_starts=0),
+        learning_rate=0.1,
+        l2=0.5,
+        warmup_steps=4,
+    )
+    params, nothing = jnp.array([1.0, -1.0]), jnp.zeros(2)
+    teacher, student = (
+        optimizer.update(nothing, optimizer.init(params), params)[0]
+        for optimizer in optimizers.values()
+    )
+    np.testing.assert_allclose(teacher, [-0.1, 0.1], rtol=1e-4)  # the gradient is the decay's
+    np.testing.assert_array_equal(student, 0)
+    optimizer, state = optimizers["student"], optimizers["student"].init(params)
+    lengths = []
+    for _ in range(6):
+        update, state = optimizer.update(jnp.ones(2), state, params)
+        lengths.append(-float(update[0]))
+    np.testing.assert_allclose(lengths, [0, 0.025, 0.05, 0.075, 0.1, 0.1], atol=1e-6)
 
 
 def test_warm_up_rises_from_zero_and_stays():
@@ -422,13 +455,13 @@ def test_a_given_teacher_is_kept(offline, golden):
     dataset, teacher = tiny(golden), offline[0].params["teacher"]
     model, state, _ = train(dataset, online=False, epochs=1, teachers={0: teacher})
     jax.tree.map(np.testing.assert_array_equal, state.params["teacher"], teacher)
-    data = semco_data.prepare(dataset, batch_size=16)
-    rows = data.represent(teacher).item[dataset.split.warm_items]
-    np.testing.assert_allclose(state.extra.outputs, rows, atol=1e-6)
-    assert model.represent(state.params, state.extra).item.shape == (40, 3)
+    data = pair_batches.prepare(dataset, batch_size=16)
+    rows = data.encode_items(teacher, None)[dataset.split.warm_items]
+    np.testing.assert_allclose(state.model_state.outputs, rows, atol=1e-6)
+    assert model.encode_items(state.params, state.model_state).shape == (40, 3)
     wider = SMALL | {"teacher_hidden": 9, "teachers": {0: teacher}}
     with pytest.raises(ValueError, match="teacher_hidden"):
-        build_model("semco_offline", dataset, **wider).init(0)
+        distillation.build(dataset, online=False, epochs=1, **wider).init(0)
 
 
 def test_an_item_without_content_has_a_zero_row():
@@ -453,8 +486,11 @@ def test_an_item_without_content_has_a_zero_row():
         ({"alpha": 3.0}, "alpha"),
         ({"gradient": "none"}, "gradient"),
         ({"user_vector": "none"}, "user_vector"),
+        ({"epochs": 0}, "train.epochs is at least 1"),
+        ({"teacher_epochs": 0}, "model.teacher_epochs is at least 1"),
+        ({"warmup_epochs": -1}, "model.warmup_epochs is at least 0"),
     ],
 )
 def test_bad_options_are_named(change, message, golden):
     with pytest.raises(ValueError, match=message):
-        build_model("semco_online", tiny(golden), **SMALL | change)
+        distillation.build(tiny(golden), **{"online": True, "epochs": 1, **SMALL, **change})

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_resume import ROOT, a_state, assert_state, config_of
+from test_checkpoint import a_state, assert_state
+from test_resume import ROOT, config_of
 
 from experiments import config as base
 from experiments import main, runner
@@ -23,7 +24,8 @@ from experiments import workdir as rundir
 from experiments.bench.toy import write_mmrec
 from jaxcold.data.pairs.batches import shuffled_pairs
 from jaxcold.files import check_mapped, write_atomic
-from jaxcold.reporting import tables as report
+from jaxcold.reporting import run_log
+from jaxcold.reporting.progress import Progress
 from jaxcold.train.checkpoint import Checkpoints
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import init_state, make_step
@@ -58,11 +60,12 @@ def toy():
     def order(rng):
         return rng.permutation(SIZE * STEPS).reshape(STEPS, SIZE)
 
-    def loss(params, extra, fixed, batch, key):
-        error = jnp.sum((params["w"] - batch["x"]) ** 2)
+    def loss(params, model_state, constants, batch, key):
+        own = params["main"]["w"]
+        error = jnp.sum((own - batch["x"]) ** 2)
         # A root has no derivative at 0: the loss is finite there, its gradient is not.
-        error += jnp.sum(jnp.sqrt(jnp.abs(params["w"] * batch["kink"])))
-        return error + batch["bad"], (jnp.float32(SIZE), extra, {})
+        error += jnp.sum(jnp.sqrt(jnp.abs(own * batch["kink"])))
+        return error + batch["bad"], (jnp.float32(SIZE), model_state, {})
 
     def batches(bad=None, kink=None):
         def epoch(rng):
@@ -75,16 +78,19 @@ def toy():
 
         return epoch
 
-    def model(**wrong):
+    def model(epochs=10, **wrong):
         return Model(
-            None,
-            lambda seed: ({"w": jnp.ones(())}, ()),
-            loss,
-            lambda *_: None,
-            batches(**wrong),
-            STEPS,
-            SIZE * STEPS,
-            lambda rng, at: {"number": order(rng)[at]},
+            constants=None,
+            init=lambda seed: ({"main": {"w": jnp.ones(())}}, ()),
+            losses={"main": loss},
+            optimizers={"main": optax.sgd(1e-2)},
+            batches=batches(**wrong),
+            encode_items=lambda *_: None,
+            encode_users=lambda *_: None,
+            steps_per_epoch=STEPS,
+            examples_per_epoch=SIZE * STEPS,
+            epochs=epochs,
+            examples=lambda rng, at: {"number": order(rng)[at]},
         )
 
     return model
@@ -98,14 +104,13 @@ def where_is(number, seed, epoch):
 @pytest.mark.parametrize("wrong", ["bad", "kink"])
 @pytest.mark.parametrize("number", [0, 7])
 def test_training_stops_with_the_batch_and_before_it_is_saved(wrong, number):
-    model, optimizer = toy()(**{wrong: number}), optax.sgd(1e-2)
+    model = toy()(**{wrong: number})
     saved = []
     with pytest.raises(DivergedError) as caught:
         fit(
             model,
-            make_step(model, optimizer),
-            init_state(model, optimizer, 3),
-            epochs=10,
+            make_step(model),
+            init_state(model, 3),
             seed=3,
             due=lambda done: True,
             on_due=lambda state: saved.append(jax.tree.map(np.array, state)),
@@ -124,18 +129,17 @@ def test_training_stops_with_the_batch_and_before_it_is_saved(wrong, number):
 
 
 def test_a_loss_is_looked_at_in_time_where_nothing_is_saved():
-    model, optimizer = toy()(bad=0), optax.sgd(1e-2)
-    told = []
+    model = toy()(bad=0, epochs=Model._field_defaults["in_flight"] + 2)
+    finished = []
     with pytest.raises(DivergedError, match="the loss is nan at step"):
         fit(
             model,
-            make_step(model, optimizer),
-            init_state(model, optimizer, 0),
-            epochs=model.in_flight + 2,
+            make_step(model),
+            init_state(model, 0),
             seed=0,
-            on_step=lambda number, logs: told.append(number),
+            on_step=lambda number, metrics: finished.append(number),
         )
-    assert told == list(range(where_is(0, 0, 0)[0]))
+    assert finished == list(range(where_is(0, 0, 0)[0]))
 
 
 def test_a_run_that_diverges_leaves_the_examples_and_the_last_good_checkpoint(
@@ -148,13 +152,13 @@ def test_a_run_that_diverges_leaves_the_examples_and_the_last_good_checkpoint(
         config.seeds = (0,)
     workdir, bad = tmp_path / "run", 8
 
-    def spoilt(model, optimizer):
-        step = make_step(model, optimizer)
+    def spoilt(model):
+        step = make_step(model)
 
         def spoil(state, *inputs):
             number = int(state.step)
-            state, logs = step(state, *inputs)
-            return state, logs | {"loss": logs["loss"] * (np.nan if number == bad else 1)}
+            state, metrics = step(state, *inputs)
+            return state, metrics | {"loss": metrics["loss"] * (np.nan if number == bad else 1)}
 
         return spoil
 
@@ -202,18 +206,18 @@ def test_a_file_that_does_not_fit_stays_what_it_was(tmp_path):
 
 def test_a_row_that_does_not_fit_is_not_begun(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    report.append_row(path, {"a": 1})
+    run_log.append_row(path, {"a": 1})
     before = path.read_bytes()
     with capacity_of_steps(20), pytest.raises(OSError, match=r"metrics\.jsonl"):
-        report.append_row(path, {"a": "x" * 100})
+        run_log.append_row(path, {"a": "x" * 100})
     assert path.read_bytes() == before
-    report.append_row(path, {"a": 2})
-    assert report.read_rows(path) == [{"a": 1}, {"a": 2}]
+    run_log.append_row(path, {"a": 2})
+    assert run_log.read_rows(path) == [{"a": 1}, {"a": 2}]
 
 
 def test_events_that_do_not_fit_end_in_an_error(tmp_path):
     def write():
-        with report.tensorboard(tmp_path / "tb") as log:
+        with run_log.tensorboard(tmp_path / "tb") as log:
             for step in range(5000):
                 log(step, {"loss": 1.0})
 
@@ -326,14 +330,14 @@ def test_features_cut_short_end_a_run_in_one_line_and_it_goes_on(data, tmp_path,
         config.model.encode = "active"
     path = data / "text_feat.npy"
     content = path.read_bytes()
-    advance = report.Progress.advance
+    advance = Progress.advance
 
     def vanish(self, items, loss):
         advance(self, items, loss)
         os.truncate(path, 200)
 
     with monkeypatch.context() as patch:
-        patch.setattr(report.Progress, "advance", vanish)
+        patch.setattr(Progress, "advance", vanish)
         with pytest.raises(DataError, match=r"text_feat\.npy: .*and the same command goes on"):
             runner.run(config, tmp_path / "run")
     path.write_bytes(content)

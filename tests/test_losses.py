@@ -212,7 +212,7 @@ def test_impossible_and_unknown_labels():
     loss, slope = value_and_slope(2.0)(z, np.array([0, 2]))
     assert loss[0] == np.inf
     assert np.isnan(loss[1])
-    assert np.isfinite(slope).all()
+    np.testing.assert_array_equal(slope, [[-1, 1], [np.nan, np.nan]])
 
 
 def test_masked_classes_do_not_count():
@@ -314,7 +314,13 @@ def test_half_precision_gives_float32():
     [
         (lambda z: sparse.fenchel_young_loss(z, np.zeros(3, int), 2.0), "labels have the shape"),
         (lambda z: sparse.fenchel_young_loss(z, np.ones(4), 2.0), "have the shape"),
-        (lambda z: sparse.entmax_loss(z, np.zeros(4, int), 0.9), "alpha is at least 1"),
+        (lambda z: sparse.entmax_loss(z, np.zeros(4, int), -1), "alpha is above 0"),
+        (lambda z: sparse.sparsemax_loss(z, np.zeros(4, int), tau=0.0), "tau is above 0, not 0.0"),
+        (lambda z: sparse.sparsemax_loss(z, np.zeros(4, int), tau=np.ones(6)), "tau of shape"),
+        (lambda z: sparse.sparsemax_loss(z, z + 0.1), "does not sum to 1"),
+        (lambda z: sparse.sparsemax_loss(z, z > 0), "integer or floating, not bool"),
+        (lambda z: sparse.normmax_loss(z, z + 0.1, 2.0), "does not sum to 1"),
+        (lambda z: sparse.normmax_loss(z, np.zeros(4, int), 1.0), "finite and above 1"),
         (lambda z: sparse.sparsemax_loss(z, np.zeros(4, int), gradient="exact"), "'exact'"),
     ],
 )

@@ -34,7 +34,8 @@ def case(lists, positives, pool):
     items = np.array(lists, np.int32)
     pool = np.array(pool, np.int32)
     topk = TopK(users, items, np.zeros(items.shape, np.float32))
-    return topk, EvalSlice(users, csr(positives), csr([[]] * len(lists)), pool, pool)
+    nothing = csr([[]] * len(lists))
+    return topk, EvalSlice(users, nothing, csr(positives), nothing, pool, pool)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -48,7 +49,8 @@ def test_golden(golden, name):
     held_out = Csr(data[f"{name}__gt_ptr"], data[f"{name}__gt_items"].astype(np.int32))
     users = np.flatnonzero(held_out.counts)
     pool = data[f"{name}__holdout_items"].astype(np.int32)
-    question = EvalSlice(users, held_out.take(users), csr([[]] * len(users)), pool, pool)
+    nothing = csr([[]] * len(users))
+    question = EvalSlice(users, nothing, held_out.take(users), nothing, pool, pool)
     metrics = evaluate(TopK(users, padded[users], padded[users]), question, [k])
     mean = metrics.mean()
     for metric in ("recall", "ndcg"):
@@ -137,7 +139,20 @@ def test_gini_of_nothing_is_nan(counts):
 @pytest.mark.parametrize("cutoff", [0, 3])
 def test_cutoff_out_of_range(cutoff):
     with pytest.raises(ValueError, match=f"cut-off {cutoff} is outside 1..2"):
-        evaluate(*case([[1, 2]], [[1]], [1, 2]), [cutoff])
+        evaluate(*case([[1, 2]], [[1]], [1, 2, 5]), [cutoff])
+
+
+def test_cutoff_beyond_the_candidates():
+    """Three held-out items, two candidates: as if the list went on with no item."""
+    metrics = evaluate(*case([[3, 4]], [[4, 8, 9]], [3, 4]), [2, 10**6])
+    padded = evaluate(*case([[3, 4, -1, -1]], [[4, 8, 9]], [3, 4]), [2, 4])
+    for group in ("per_user", "per_item", "exposure"):
+        got, wanted = getattr(metrics, group), getattr(padded, group)
+        assert {name.replace("@1000000", "@4"): v.tolist() for name, v in got.items()} == {
+            name: v.tolist() for name, v in wanted.items()
+        }
+    ideal = 1 + 1 / math.log2(3) + 1 / math.log2(4)
+    assert metrics.per_user["ndcg@1000000"][0] == pytest.approx(1 / math.log2(3) / ideal)
 
 
 def test_user_without_held_out_item_is_refused():

@@ -20,7 +20,9 @@ def question(users, candidates, exclude=None):
     users = np.array(users, np.int32)
     candidates = np.array(candidates, np.int32)
     hidden = csr(exclude if exclude is not None else [[]] * len(users))
-    return EvalSlice(users, csr([[0]] * len(users)), hidden, candidates, candidates)
+    histories = csr([[0]] * (int(users.max(initial=-1)) + 1))
+    positives = csr([[0]] * len(users))
+    return EvalSlice(users, histories, positives, hidden, candidates, candidates)
 
 
 def integers(rng, rows, width, high=3):
@@ -93,13 +95,23 @@ def test_zeros_of_either_sign_tie(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_pool_smaller_than_k(method):
-    """Two candidates, one of them hidden from user 1, both from user 2."""
+    """Two candidates, one of them hidden from user 1, both from user 2: lists of two."""
     vectors = Representations(np.ones((3, 1), np.float32), np.float32([[1], [5], [9]]))
     asked = question([0, 1, 2], [0, 1], [[], [1], [0, 1, 2]])
     got = top_k(vectors, asked, 3, method=method)
-    np.testing.assert_array_equal(got.items, [[1, 0, -1], [0, -1, -1], [-1, -1, -1]])
+    np.testing.assert_array_equal(got.items, [[1, 0], [0, -1], [-1, -1]])
     inf = np.inf
-    np.testing.assert_array_equal(got.scores, [[5, 1, -inf], [1, -inf, -inf], [-inf] * 3])
+    np.testing.assert_array_equal(got.scores, [[5, 1], [1, -inf], [-inf] * 2])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_k_far_beyond_the_pool_allocates_nothing(method):
+    """Lists of 10^15 items would not fit into any memory."""
+    vectors = Representations(np.ones((3, 1), np.float32), np.float32([[1], [5], [9]]))
+    asked = question([0, 1, 2], [0, 1, 2])
+    got = top_k(vectors, asked, 10**15, method=method)
+    np.testing.assert_array_equal(got.items, [[2, 1, 0]] * 3)
+    assert random_top_k(asked, 10**15, seed=0).items.shape == (3, 3)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -107,7 +119,7 @@ def test_pool_smaller_than_k(method):
 def test_nothing_to_rank(method, users, candidates):
     vectors = Representations(np.ones((2, 3), np.float32), np.ones((3, 3), np.float32))
     got = top_k(vectors, question(users, candidates), 2, method=method)
-    np.testing.assert_array_equal(got.items, np.full((len(users), 2), -1))
+    np.testing.assert_array_equal(got.items, np.full((len(users), min(2, len(candidates))), -1))
 
 
 def test_block_size_does_not_matter():
@@ -213,5 +225,5 @@ def test_random_depends_on_the_seed_alone():
 
 def test_random_pads_short_pools():
     lists = random_top_k(question([0, 1], [3, 5], [[], [3]]), 3, seed=0).items
-    assert sorted(lists[0].tolist()) == [-1, 3, 5]
-    assert lists[1].tolist() == [5, -1, -1]
+    assert sorted(lists[0].tolist()) == [3, 5]
+    assert lists[1].tolist() == [5, -1]

@@ -10,18 +10,19 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxcold.data import reduction
-from jaxcold.data.content import unit_rows
+from jaxcold.data.content import fit_reduction, unit_rows
 from jaxcold.data.sequences import batches as packing
-from jaxcold.data.sequences import evaluation as questions
+from jaxcold.data.sequences import evaluation
 from jaxcold.data.sequences.dataset import EvalSequences, SequenceDataset
+from jaxcold.data.sequences.split import windows
 from jaxcold.eval.metrics import evaluate
 from jaxcold.eval.ranking import top_k
 from jaxcold.models import sasrec
+from jaxcold.models.negatives import Objective, sampled_loss
+from jaxcold.models.sequence_encoder import SASRec
+from jaxcold.models.transforms import clip_row_norm
 from jaxcold.sparse import linear_entmax_sum
 from jaxcold.train.step import init_state, make_step
-from jaxcold.train.transforms import clip_row_norm
-from jaxcold.train.transforms import sasrec as optimizer_of
 from jaxcold.types import Csr, DataError, Representations
 
 NAMES = {
@@ -96,7 +97,7 @@ def with_values(state, values):
 
 
 def small(item_table):
-    model = sasrec.SASRec(
+    model = SASRec(
         20, 8, 10, item_table=item_table, blocks=2, heads=1, dropout=0.0, rngs=nnx.Rngs(params=0)
     )
     return nnx.split(model)
@@ -139,12 +140,12 @@ def test_golden_logits_loss_gradients(tag, kind, golden, x64):
     expected = arrays[f"logits_{tag}_f64"].reshape(-1, 21)
     np.testing.assert_allclose(logits[kept], expected[kept], atol=1e-12)
 
-    fixed = sasrec.Fixed(content)
+    constants = sasrec.Constants(content)
     loss = full_loss(graphdef)
 
     def mean(state, reference):
         total, (count, _, _) = loss(
-            state, (), fixed, tokens, jax.random.key(0), reference=reference
+            {"main": state}, (), constants, tokens, jax.random.key(0), reference=reference
         )
         return total / count
 
@@ -178,7 +179,7 @@ def test_golden_row_zero_drifts_with_trainable_content(golden, x64):
 
     def total(state):
         value, (count, _, _) = full_loss(graphdef, reference=True)(
-            state, (), sasrec.Fixed(content), tokens_of(arrays), jax.random.key(0)
+            {"main": state}, (), sasrec.Constants(content), tokens_of(arrays), jax.random.key(0)
         )
         return value / count
 
@@ -189,7 +190,7 @@ def test_golden_row_zero_drifts_with_trainable_content(golden, x64):
 
 
 def full_loss(graphdef, **options):
-    objective = sasrec.Objective("full", 1.0, 1.0, 1, 1.0)
+    objective = Objective("full", 1.0, 1.0, 1, 1.0)
     return functools.partial(sasrec._loss, graphdef=graphdef, objective=objective, **options)
 
 
@@ -197,15 +198,15 @@ def test_golden_training_of_five_steps(golden, x64):
     arrays = golden("letitgo/sasrec_delta")
     graphdef, state = small("delta")
     state = with_values(state, tree(arrays, "w.") | {("delta",): arrays["delta"].astype(float)})
-    fixed = sasrec.Fixed(jnp.asarray(arrays["content"], jnp.float64))
-    optimizer = optimizer_of(float(arrays["train5_lr"]), float(arrays["max_norm"]))
+    constants = sasrec.Constants(jnp.asarray(arrays["content"], jnp.float64))
+    optimizer = sasrec.optimizer(float(arrays["train5_lr"]), float(arrays["max_norm"]))
     loss = full_loss(graphdef, reference=True)
     opt_state, tokens = optimizer.init(state), tokens_of(arrays)
 
     @jax.jit
     def step(state, opt_state):
         def mean(state):
-            total, (count, _, _) = loss(state, (), fixed, tokens, jax.random.key(0))
+            total, (count, _, _) = loss({"main": state}, (), constants, tokens, jax.random.key(0))
             return total / count
 
         value, gradients = jax.value_and_grad(mean)(state)
@@ -259,7 +260,7 @@ def test_clip_row_norm_refuses_nonsense():
 
 def test_golden_reduction(golden):
     arrays = golden("letitgo/content_prep")
-    fitted = reduction.fit(arrays["warm_raw"], 5)
+    fitted = fit_reduction(arrays["warm_raw"], 5)
     sign = np.sign(np.sum(fitted.components * arrays["components"], axis=1))
     np.testing.assert_allclose(fitted.components * sign[:, None], arrays["components"], atol=1e-9)
     np.testing.assert_allclose(fitted(arrays["warm_raw"]) * sign, arrays["warm_out"], atol=1e-6)
@@ -284,20 +285,22 @@ def test_golden_metrics(golden):
         statistics={},
     )
     # Scores as vectors: the padding column is the item after the last.
-    scores = np.concatenate([arrays["scores_full"], arrays["scores_filtered"]])
-    scores = np.concatenate([scores[:, 1:], scores[:, :1]], axis=1)
-    vectors = Representations(scores, np.eye(warm + cold + 1))
-    asked = questions.slices(dataset, padding=True)
+    vectors = {
+        dropped: Representations(np.roll(scores, -1, axis=1), np.eye(warm + cold + 1))
+        for dropped, scores in ((0, arrays["scores_full"]), (1, arrays["scores_filtered"]))
+    }
+    slices = evaluation.slices(dataset, padding_item=True)
     modes = zip(arrays["modes_recommend_cold"], arrays["modes_filter_cold"], strict=True)
-    names = {switches: name for name, switches in questions.MODES.items()}
-    who = {"total": slice(None), "warm": ~arrays["is_cold"], "cold": arrays["is_cold"]}
+    names = {switches: name for name, switches in evaluation.MODES.items()}
+    targets = {"total": slice(None), "warm": ~arrays["is_cold"], "cold": arrays["is_cold"]}
     for recommended, dropped in modes:
         suffix = f"rec{int(recommended)}_fil{int(dropped)}"
-        for part, rows in who.items():
-            piece = asked[f"test/{names[bool(recommended), bool(dropped)]}/{part}"]
-            found = evaluate(top_k(vectors, piece, 10), piece, [10]).per_user
-            np.testing.assert_allclose(found["hr@10"], arrays[f"hits_{suffix}"][rows])
-            np.testing.assert_allclose(found["ndcg@10"], arrays[f"ndcg_{suffix}"][rows])
+        for name, rows in targets.items():
+            eval_slice = slices[f"test/{names[bool(recommended), bool(dropped)]}/{name}"]
+            lists = top_k(vectors[int(dropped)], eval_slice, 10)
+            values = evaluate(lists, eval_slice, [10]).per_user
+            np.testing.assert_allclose(values["hr@10"], arrays[f"hits_{suffix}"][rows])
+            np.testing.assert_allclose(values["ndcg@10"], arrays[f"ndcg_{suffix}"][rows])
 
 
 # A world with a known answer: item i is followed by i + 1, around a circle.
@@ -316,7 +319,7 @@ def circle(users=60, warm=24, cold=4, seed=0):
     warm_walks = [walk for walk in warm_walks if len(walk) > 1]
     test = walks[2 * users :]
 
-    def asked(walks):
+    def sequences(walks):
         return EvalSequences(
             np.arange(len(walks), dtype=np.int32),
             csr([walk[:-1] for walk in walks]),
@@ -328,8 +331,8 @@ def circle(users=60, warm=24, cold=4, seed=0):
         num_warm=warm,
         num_items=warm + cold,
         train=csr(train),
-        val=asked(warm_walks),
-        test=asked(test),
+        val=sequences(warm_walks),
+        test=sequences(test),
         content=content.astype(np.float32),
         user_ids=np.arange(3 * users),
         item_ids=np.arange(warm + cold),
@@ -338,34 +341,37 @@ def circle(users=60, warm=24, cold=4, seed=0):
 
 
 def options(**changes):
-    return {"batch_size": 16, "dim": 8, "max_length": 6, "blocks": 1, "dropout": 0.0, **changes}
+    own = {"batch_size": 16, "epochs": 2, "learning_rate": 1e-2, "dim": 8, "max_length": 6}
+    return {**own, "blocks": 1, "dropout": 0.0, **changes}
+
+
+def encoded(model, state, histories):
+    """The vectors of the users with these histories, and of all items."""
+    items = model.encode_items(state.params, state.model_state)
+    users = model.encode_users(state.params, state.model_state, items, histories)
+    return Representations(users, items)
 
 
 def trained(dataset, epochs=2, **changes):
     model = sasrec.build(dataset, **options(**changes))
-    bound = (
-        changes.get("max_delta_norm", 0.5)
-        if changes.get("item_table", "delta") == "delta"
-        else None
-    )
-    optimizer = optimizer_of(1e-2, bound)
-    step, state = make_step(model, optimizer), init_state(model, optimizer, 0)
+    step, state = make_step(model), init_state(model, 0)
     key, losses = jax.random.key(0), []
     for epoch in range(epochs):
         for tokens in model.batches(np.random.default_rng(epoch)):
-            state, logs = step(state, model.fixed, tokens, key)
-            losses.append(float(logs["loss"]))
+            state, metrics = step(state, model.constants, tokens, key)
+            losses.append(float(metrics["loss"]))
     return model, state, losses
 
 
 @pytest.mark.parametrize("item_table", ["random", "content", "frozen", "delta"])
 def test_every_item_table_learns(item_table):
-    model, state, losses = trained(circle(), 12, item_table=item_table)
+    dataset = circle()
+    model, state, losses = trained(dataset, 12, item_table=item_table)
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
-    vectors = model.represent(state.params, state.extra, "test")
+    vectors = encoded(model, state, dataset.test.history)
     assert np.isfinite(vectors.user).all()
     # Row 0 is nobody's.
-    for path, rows in by_path(state.params).items():
+    for path, rows in by_path(state.params["main"]).items():
         if path in (("items",), ("delta",)):
             np.testing.assert_array_equal(rows[0], 0)
 
@@ -373,73 +379,61 @@ def test_every_item_table_learns(item_table):
 def test_cold_items_are_recommended_from_content_alone():
     dataset = circle(users=200)
     model, state, _ = trained(dataset, 10, item_table="delta")
-    vectors = model.represent(state.params, state.extra, "test")
-    piece = questions.slices(dataset)["test/open/cold"]
-    found = evaluate(top_k(vectors, piece, 5), piece, [5]).mean()["hr@5"]
-    # By chance: 5 of some 25 candidates.
-    assert found > 0.8
+    eval_slice = evaluation.slices(dataset)["test/open/cold"]
+    lists = top_k(encoded(model, state, eval_slice.histories), eval_slice, 5)
+    # At random: 5 of some 25 candidates.
+    assert evaluate(lists, eval_slice, [5]).mean()["hr@5"] > 0.8
 
 
 def test_delta_rows_stay_in_the_ball_and_cold_items_have_none():
     dataset = circle()
     model, state, _ = trained(dataset, 6, item_table="delta", max_delta_norm=0.05)
-    delta = by_path(state.params)[("delta",)]
+    delta = by_path(state.params["main"])[("delta",)]
     assert np.linalg.norm(delta, axis=1).max() <= 0.05 * (1 + 1e-6)
     assert np.linalg.norm(delta, axis=1).max() > 0.04
-    vectors = model.represent(state.params, state.extra, "test")
+    vectors = model.encode_items(state.params, state.model_state)
     content, _ = sasrec.contents(dataset, 8, "always")
-    np.testing.assert_array_equal(vectors.item[dataset.num_warm :], content[dataset.num_warm :])
+    np.testing.assert_array_equal(vectors[dataset.num_warm :], content[dataset.num_warm :])
 
 
 def test_a_bound_of_zero_is_frozen_content():
     model, state, _ = trained(circle(), 2, item_table="delta", max_delta_norm=0.0)
     _, other, _ = trained(circle(), 2, item_table="frozen")
-    np.testing.assert_array_equal(by_path(state.params)[("delta",)], 0)
-    ours, theirs = by_path(state.params), by_path(other.params)
+    np.testing.assert_array_equal(by_path(state.params["main"])[("delta",)], 0)
+    ours, theirs = by_path(state.params["main"]), by_path(other.params["main"])
     for path, rows in theirs.items():
         assert ours[path].shape == rows.shape
     np.testing.assert_array_equal(
-        model.represent(state.params, (), "val").item[:24], model.fixed.content[1:]
+        model.encode_items(state.params, ())[:24], model.constants.content[1:]
     )
 
 
 def test_a_user_alone_scores_as_in_any_company():
     dataset = circle()
     model, state, _ = trained(dataset, 2)
-    whole = model.represent(state.params, (), "val").user
+    users = encoded(model, state, dataset.val.history).user
     for number in (0, 3, 7):
-        alone = EvalSequences(
-            dataset.val.user[:1],
-            dataset.val.history.take(np.array([number])),
-            dataset.val.target[[number]],
-        )
-        single = sasrec.build(replace(dataset, val=alone), **options())
-        found = single.represent(state.params, (), "val").user
-        np.testing.assert_allclose(found[0], whole[number], atol=2e-6)
+        alone = encoded(model, state, dataset.val.history.take(np.array([number]))).user
+        np.testing.assert_allclose(alone[0], users[number], atol=2e-6)
 
 
 def test_the_reference_depends_on_the_company():
     dataset = circle()
     model, state, _ = trained(dataset, 2, reference=True)
-    whole = model.represent(state.params, (), "val").user
+    users = encoded(model, state, dataset.val.history).user
     short = int(np.argmin(dataset.val.history.counts))
-    alone = EvalSequences(
-        dataset.val.user[:1],
-        dataset.val.history.take(np.array([short])),
-        dataset.val.target[[short]],
-    )
-    single = sasrec.build(replace(dataset, val=alone), **options(reference=True))
-    found = single.represent(state.params, (), "val")
-    assert np.abs(found.user[0] - whole[short]).max() > 1e-3
-    assert len(found.item) == dataset.num_items + 1  # padding is a candidate
+    alone = encoded(model, state, dataset.val.history.take(np.array([short])))
+    assert np.abs(alone.user[0] - users[short]).max() > 1e-3
+    assert len(alone.item) == dataset.num_items + 1  # padding is a candidate
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
 def test_packed_batches_give_the_loss_of_padded_ones(alpha, x64):
     dataset = circle()
     model = sasrec.build(dataset, **options(alpha=alpha))
-    params, extra = model.init(0)
-    rows = sasrec.make_windows(dataset.train, 6, "last").take(np.arange(16))
+    params, model_state = model.init(0)
+    loss = model.losses["main"]
+    rows = windows(dataset.train, 6, "last").take(np.arange(16))
     inputs, targets = packing.inputs_and_targets(rows)
     packed = packing.pack(inputs, targets, packing.capacity_for(inputs.counts, 16))
     padded = packing.pad_left_or_right(inputs, targets, 20, 6, left=False)
@@ -449,10 +443,10 @@ def test_packed_batches_give_the_loss_of_padded_ones(alpha, x64):
         tokens = jax.tree.map(jnp.asarray, tokens)
 
         def total(params, tokens=tokens):
-            return model.loss(params, extra, model.fixed, tokens, key)[0]
+            return loss(params, model_state, model.constants, tokens, key)[0]
 
         results.append(jax.value_and_grad(total)(params))
-        count = model.loss(params, extra, model.fixed, tokens, key)[1][0]
+        count = loss(params, model_state, model.constants, tokens, key)[1][0]
         assert count == len(targets)
     (value, gradient), (other, other_gradient) = results
     np.testing.assert_allclose(value, other, rtol=1e-5)
@@ -460,22 +454,23 @@ def test_packed_batches_give_the_loss_of_padded_ones(alpha, x64):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_lengths_that_nobody_has_get_no_room():
+def test_lengths_that_no_sequence_has_get_no_capacity():
     assert packing.capacity_for(np.array([6, 6]), 4).lengths == (6,)
     assert packing.capacity_for(np.array([1, 30]), 4).lengths == (4, 30)
     dataset = circle()
     walks = csr([list(range(i, i + 7)) for i in range(16)])
     model = sasrec.build(replace(dataset, train=walks), **options())
-    params, extra = model.init(0)
+    params, model_state = model.init(0)
     tokens = jax.tree.map(jnp.asarray, next(iter(model.batches(np.random.default_rng(0)))))
-    total = model.loss(params, extra, model.fixed, tokens, jax.random.key(0))[0]
+    loss = model.losses["main"]
+    total = loss(params, model_state, model.constants, tokens, jax.random.key(0))[0]
     assert np.isfinite(total)
 
 
-def test_batches_larger_than_their_room_are_whole():
+def test_batches_larger_than_their_capacity_are_whole():
     rows = csr([list(range(n)) for n in (2, 3, 9, 9, 9, 9, 9, 9, 9, 9, 9)])
-    room = packing.Capacity(16, (4, 8), (8, 8))
-    tokens = packing.pack(*packing.inputs_and_targets(rows), room)
+    capacity = packing.Capacity(16, (4, 8), (8, 8))
+    tokens = packing.pack(*packing.inputs_and_targets(rows), capacity)
     assert np.count_nonzero(tokens.item) == np.count_nonzero(tokens.target) == 3 + 9 * 8
     slots = np.concatenate([index.reshape(-1) for index in tokens.buckets])
     real = tokens.slot[tokens.item > 0]
@@ -486,9 +481,9 @@ def test_batches_larger_than_their_room_are_whole():
 def test_sampled_losses_learn(loss):
     dataset = circle()
     model, state, _ = trained(dataset, 10, loss=loss, negatives=8)
-    piece = questions.slices(dataset)["test/open/warm"]
-    lists = top_k(model.represent(state.params, (), "test"), piece, 5)
-    assert evaluate(lists, piece, [5]).mean()["hr@5"] > 0.8
+    eval_slice = evaluation.slices(dataset)["test/open/warm"]
+    lists = top_k(encoded(model, state, eval_slice.histories), eval_slice, 5)
+    assert evaluate(lists, eval_slice, [5]).mean()["hr@5"] > 0.8
 
 
 def test_sampled_softmax_of_many_draws_is_the_full_loss(x64):
@@ -498,14 +493,14 @@ def test_sampled_softmax_of_many_draws_is_the_full_loss(x64):
     full = linear_entmax_sum(hidden, classes, target, 1.0)
     # The mean over many draws of the corrected normaliser tends to the true one.
     drawn = rng.integers(0, len(classes), 200_000)
-    found = sasrec._sampled(
+    found = sampled_loss(
         jnp.asarray(hidden),
         jnp.asarray(classes[np.maximum(target, 0)]),
         jnp.asarray(classes[drawn]),
         jnp.asarray(drawn),
         jnp.asarray(target),
         len(classes),
-        sasrec.Objective("sampled", 1.0, 1.0, len(drawn), 1.0),
+        Objective("sampled", 1.0, 1.0, len(drawn), 1.0),
     )
     np.testing.assert_allclose(found, full, rtol=2e-2)
 
@@ -513,14 +508,19 @@ def test_sampled_softmax_of_many_draws_is_the_full_loss(x64):
 def test_dropout_acts_in_training_only():
     dataset = circle()
     model = sasrec.build(dataset, **options(dropout=0.5))
-    params, extra = model.init(0)
+    params, model_state = model.init(0)
     tokens = next(iter(model.batches(np.random.default_rng(0))))
     tokens = jax.tree.map(jnp.asarray, tokens)
+    loss = model.losses["main"]
     one, other = (
-        float(model.loss(params, extra, model.fixed, tokens, jax.random.key(k))[0]) for k in (0, 1)
+        float(loss(params, model_state, model.constants, tokens, jax.random.key(k))[0])
+        for k in (0, 1)
     )
     assert one != other
-    first, second = (model.represent(params, extra, "val").user for _ in range(2))
+    items = model.encode_items(params, model_state)
+    first, second = (
+        model.encode_users(params, model_state, items, dataset.val.history) for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
 
 

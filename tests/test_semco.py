@@ -11,11 +11,11 @@ from flax import nnx
 
 from jaxcold.data import content as vectors
 from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
-from jaxcold.models import encoders, semco, semco_data
+from jaxcold.models import encoders, pair_batches, semco
 from jaxcold.models.layers import Moments, catalogue_moments, unit_rows
+from jaxcold.models.transforms import adam_coupled_l2, cosine
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import init_state, make_step
-from jaxcold.train.transforms import adam_coupled_l2, cosine
 from jaxcold.types import Csr
 
 ALPHAS = {"sparsemax": 2.0, "entmax15": 1.5}
@@ -74,7 +74,7 @@ def named(g, prefix):
 
 @pytest.fixture(params=["f64", "f32"])
 def case(request, golden):
-    """The fixture's model as (dtype name, golden arrays, module definition, params, fixed)."""
+    """The fixture's model as (dtype name, golden arrays, module definition, params, constants)."""
     with jax.enable_x64(request.param == "f64"):
         dtype = jnp.float64 if request.param == "f64" else jnp.float32
         g = golden("semco/encoder")
@@ -91,7 +91,7 @@ def case(request, golden):
         local = np.full(int(g["inter_shape"][1]), -1)
         local[warm] = np.arange(len(warm))
         history = Csr.from_pairs(g["inter_user"], local[g["inter_item"]], int(g["inter_shape"][0]))
-        fixed = semco_data.Fixed(
+        constants = pair_batches.Constants(
             tuple(jnp.asarray(x[warm], dtype) for x in unit),
             None,
             moments(warm),
@@ -101,26 +101,26 @@ def case(request, golden):
         graphdef, params = nnx.split(encoders.ContentEncoder([12, 7], 8, 6, rngs=nnx.Rngs(0)))
         nnx.replace_by_pure_dict(params, from_torch(named(g, "w__"), dtype))
         everything = moments(np.arange(len(local))), tuple(jnp.asarray(x, dtype) for x in unit)
-        yield request.param, g, graphdef, params, fixed, everything
+        yield request.param, g, graphdef, params, constants, everything
 
 
-def batch_of(g, user, item) -> semco_data.Batch:
+def batch_of(g, user, item) -> pair_batches.Batch:
     local = np.full(40, -1)
     local[g["warm_items"]] = np.arange(len(g["warm_items"]))
     one = jnp.asarray(user, jnp.int32)[None], jnp.asarray(local[item], jnp.int32)[None]
     weight = jnp.ones(one[0].shape)
-    epoch = semco_data.Epoch(*one, weight, jnp.arange(128), jnp.arange(30))
-    return semco_data.Batch(epoch, jnp.int32(0))
+    epoch = pair_batches.Epoch(*one, weight, jnp.arange(128), jnp.arange(30))
+    return pair_batches.Batch(epoch, jnp.int32(0))
 
 
 def loss_of(case_, tau, fn, gradient, encode="all", user_vector="mean"):
-    _, _, graphdef, _, fixed, _ = case_
+    _, _, graphdef, _, constants, _ = case_
 
     def loss(params, batch):
         total, (weight, _, _) = semco._loss(
-            params,
-            None,
-            fixed,
+            {"main": params},
+            (),
+            constants,
             batch,
             None,
             graphdef=graphdef,
@@ -137,13 +137,13 @@ def loss_of(case_, tau, fn, gradient, encode="all", user_vector="mean"):
 
 
 def test_encoder_of_warm_items_equals_the_reference(case):
-    name, g, graphdef, params, fixed, _ = case
+    name, g, graphdef, params, constants, _ = case
     encoder = nnx.merge(graphdef, params)
-    rows = encoder(fixed.features, encoder.fold(fixed.moments))
+    rows = encoder(constants.features, encoder.fold(constants.moments))
     np.testing.assert_allclose(rows, g[f"train__feats__{name}"], atol=TOLERANCE[name])
     hidden = [
         jax.nn.relu(x @ layer.kernel + layer.bias[None, :])
-        for x, layer in zip(fixed.features, encoder.fold(fixed.moments), strict=True)
+        for x, layer in zip(constants.features, encoder.fold(constants.moments), strict=True)
     ]
     for m in (0, 1):
         np.testing.assert_allclose(hidden[m], g[f"train__h{m}__{name}"], atol=5 * TOLERANCE[name])
@@ -152,11 +152,11 @@ def test_encoder_of_warm_items_equals_the_reference(case):
 
 
 def test_user_vectors_equal_the_reference(case):
-    name, g, graphdef, params, fixed, _ = case
+    name, g, graphdef, params, constants, _ = case
     encoder = nnx.merge(graphdef, params)
-    rows = encoder(fixed.features, encoder.fold(fixed.moments))
+    rows = encoder(constants.features, encoder.fold(constants.moments))
     user = jnp.asarray(g["batch_user"], jnp.int32)
-    histories = semco_data.gather_histories(fixed, user, jnp.ones(16), jnp.arange(128))
+    histories = pair_batches.gather_histories(constants, user, jnp.ones(16), jnp.arange(128))
     got = semco.user_vectors(rows, histories, None)
     np.testing.assert_allclose(got, g[f"train__user_vecs__{name}"], atol=TOLERANCE[name])
 
@@ -226,14 +226,13 @@ def test_twenty_steps_equal_the_reference(case, golden, fn, gradient):
 
 
 def build(dataset, **kwargs):
-    options = {"batch_size": 16, "alpha": 2.0, "tau": 2.5, "hidden": 8, "out": 6, **kwargs}
-    return semco.build(dataset, **options)
+    options = {"batch_size": 16, "alpha": 2.0, "tau": 2.5, "hidden": 8, "out": 6}
+    options |= {"epochs": 2, "learning_rate": 1e-2, "l2": 1e-4}
+    return semco.build(dataset, **options | kwargs)
 
 
-def train(model, epochs=2, seed=0, l2=1e-4, **hooks):
-    optimizer = adam_coupled_l2(cosine(1e-2, epochs * model.steps_per_epoch), l2)
-    state = init_state(model, optimizer, seed)
-    return fit(model, make_step(model, optimizer), state, epochs=epochs, seed=seed, **hooks)
+def train(model, seed=0):
+    return fit(model, make_step(model), init_state(model, seed), seed=seed)
 
 
 def test_moments_are_those_of_the_unit_rows():
@@ -260,16 +259,18 @@ def test_only_catalogue_norm_embeds_a_lone_item_as_inside_the_catalogue(golden, 
     dataset = tiny(golden)
     model = build(dataset, batch_norm=batch_norm)
     params = train(model).params
-    inside = model.represent(params, None).item
+    inside = model.encode_items(params, ())
     item = 33  # a cold one
     tables = [table[item : item + 1] for table in dataset.content.tables.values()]
     there = [np.ones(1, bool)] * 2
     if batch_norm == "catalogue":
-        alone = encoders.encode(encoders.trained(params, model.fixed.moments), tables, there)
+        alone = encoders.encode(
+            encoders.trained(params["main"], model.constants.moments), tables, there
+        )
         np.testing.assert_array_equal(alone[0], inside[item])  # to the last bit
     else:  # its own statistics are no statistics: a batch of one collapses
         own = tuple(catalogue_moments(table, np.arange(1)) for table in tables)
-        alone = encoders.encode(encoders.trained(params, own), tables, there)
+        alone = encoders.encode(encoders.trained(params["main"], own), tables, there)
         assert np.abs(alone[0] - inside[item]).max() > 1e-2
 
 
@@ -277,12 +278,12 @@ def test_cold_items_do_not_depend_on_cold_interactions_or_company(golden):
     dataset = tiny(golden)
     model = build(dataset)
     params = train(model).params
-    item = model.represent(params, None).item
+    item = model.encode_items(params, ())
     changed = {name: table.copy() for name, table in dataset.content.tables.items()}
     for table in changed.values():
         table[dataset.split.cold_test_items[0]] += 1
     other = dataclasses.replace(dataset, content=dataset.content._replace(tables=changed))
-    moved = build(other).represent(params, None).item
+    moved = build(other).encode_items(params, ())
     same = np.delete(np.arange(40), dataset.split.cold_test_items[0])
     np.testing.assert_array_equal(item[same], moved[same])
 
@@ -296,7 +297,7 @@ def test_active_and_streamed_encoding_equal_encoding_everything(golden, user_vec
     ]
     for other in states[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), states[0], other)
-    assert build(dataset, encode="active", stream=True).fixed.features == ()
+    assert build(dataset, encode="active", stream=True).constants.features == ()
 
 
 def test_one_seed_repeats_to_the_last_bit_and_two_differ(golden):
@@ -323,9 +324,8 @@ def test_padding_of_the_last_batch_changes_nothing(golden):
     @jax.jit
     @jax.value_and_grad
     def value(params, epoch):
-        total, (weight, _, _) = model.loss(
-            params, None, model.fixed, semco_data.Batch(epoch, jnp.int32(0)), None
-        )
+        batch = pair_batches.Batch(epoch, jnp.int32(0))
+        total, (weight, _, _) = model.losses["main"](params, (), model.constants, batch, None)
         return total / weight
 
     a, grad_a = value(params, epoch)
@@ -351,12 +351,12 @@ def test_every_pair_is_seen_once_an_epoch(golden):
 
 def test_one_compiled_program_per_shape(golden):
     model = build(tiny(golden))
-    optimizer = adam_coupled_l2(cosine(1e-3, 10), 0.0)
     traces = []
-    counted = model._replace(loss=lambda *args: traces.append(1) or model.loss(*args))
-    step = make_step(counted, optimizer)
+    loss = model.losses["main"]
+    counted = model._replace(losses={"main": lambda *args: traces.append(1) or loss(*args)})
+    step = make_step(counted)
     for seed in (0, 1):
-        fit(counted, step, init_state(counted, optimizer, seed), epochs=2, seed=seed)
+        fit(counted, step, init_state(counted, seed), seed=seed)
     assert len(traces) == 1
 
 
@@ -366,9 +366,11 @@ def test_leave_one_out_takes_the_positive_out_of_its_own_row(golden):
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(30, 6)), jnp.float32)
     batch = batch_of(g, g["batch_user"], g["batch_item"])
     user, positive = batch.epoch.user[0], batch.epoch.item[0]
-    histories = semco_data.gather_histories(model.fixed, user, jnp.ones(16), batch.epoch.slots)
+    histories = pair_batches.gather_histories(
+        model.constants, user, jnp.ones(16), batch.epoch.slots
+    )
     got = np.asarray(semco.user_vectors(rows, histories, rows[positive]))
-    indptr, indices = np.asarray(model.fixed.indptr), np.asarray(model.fixed.indices)
+    indptr, indices = np.asarray(model.constants.indptr), np.asarray(model.constants.indices)
     for j, (u, i) in enumerate(zip(user, positive, strict=True)):
         left = [k for k in indices[indptr[u] : indptr[u + 1]] if k != i]
         want = np.asarray(rows)[left].mean(0) if left else np.zeros(6)
@@ -387,13 +389,13 @@ def test_missing_modes_leave_attention_to_the_others(golden):
     content = ContentFeatures(tables, there)
     model = build(dataclasses.replace(dataset, content=content))
     params = train(model).params
-    item = model.represent(params, None).item
+    item = model.encode_items(params, ())
     assert np.isfinite(item).all()
     assert not item[7].any()  # no mode at all: no direction
     # An item without mode b is what mode a alone makes of it.
-    graphdef = model.loss.keywords["graphdef"]
-    encoder = nnx.merge(graphdef, params)
-    first = encoder.fold(model.fixed.moments)[0]
+    graphdef = model.losses["main"].keywords["graphdef"]
+    encoder = nnx.merge(graphdef, params["main"])
+    first = encoder.fold(model.constants.moments)[0]
     unit = vectors.unit_rows(tables["a"][3:4])
     alone = unit_rows(encoder.final(jax.nn.relu(unit @ first.kernel + first.bias[None, :])))
     np.testing.assert_allclose(item[3], alone[0], atol=1e-5)
@@ -402,7 +404,9 @@ def test_missing_modes_leave_attention_to_the_others(golden):
 def test_a_loss_that_is_not_finite_stops_with_the_step(golden):
     model = build(tiny(golden))
     poisoned = model._replace(
-        fixed=model.fixed._replace(features=tuple(x * jnp.nan for x in model.fixed.features))
+        constants=model.constants._replace(
+            features=tuple(x * jnp.nan for x in model.constants.features)
+        )
     )
     with pytest.raises(DivergedError, match=r"loss is nan at step 0 \(epoch 1\)"):
         train(poisoned)
@@ -420,6 +424,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(golden):
         ({"hidden": 0}, "hidden is at least 1"),
         ({"attention_layers": 3}, "attention_layers is 1"),
         ({"stream": True}, "encode='active'"),
+        ({"epochs": 0}, "train.epochs is at least 1, not 0"),
+        ({"learning_rate": 0.0}, "train.learning_rate is a positive number, not 0.0"),
+        ({"l2": -1.0}, "model.l2 is a number from 0, not -1.0"),
     ],
 )
 def test_bad_arguments_are_named(golden, argument, message):

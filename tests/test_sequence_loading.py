@@ -248,7 +248,10 @@ OPTIONS = {
     "core": ({"n_core": 0}, ["data.n_core=0", "from 1"]),
     "core too large": ({"n_core": 50}, ["50-core", "lower data.n_core"]),
     "no validation": ({"val_fraction": 0.99}, ["leave none to train", "data.val_fraction=0.99"]),
-    "repeats": ({"repeats": "merge"}, ["data.consecutive_duplicates='merge'", "'keep'"]),
+    "consecutive duplicates": (
+        {"consecutive_duplicates": "merge"},
+        ["data.consecutive_duplicates='merge'", "'keep'"],
+    ),
     "seed": ({"split_seed": -1}, ["data.split_seed=-1", "at least 0"]),
     "users": ({"max_users": 0}, ["data.max_users=0", "at least 1"]),
     "rating": ({"min_rating": 9}, ["no interactions are left", "loosen"]),
@@ -332,10 +335,10 @@ def cold_split(**changes):
 
 
 COLD_SPLITS = {
-    "user twice": ({"val_users": np.array([12, 3])}, "val_users[1]: user 3 stands in train_users"),
+    "user twice": ({"val_users": np.array([12, 3])}, "val_users[1]: user 3 is in train_users"),
     "unknown item": ({"cold_items": np.array([0, 99])}, "cold_items[1]: item 99 has no"),
     "unknown user": ({"test_users": np.array([50])}, "test_users[0]: user 50 has no"),
-    "repeated": ({"cold_items": np.array([3, 3])}, "cold_items[1]: 3 stands there twice"),
+    "repeated": ({"cold_items": np.array([3, 3])}, "cold_items[1]: 3 is there twice"),
     "empty": ({"val_users": np.array([], int)}, "val_users is empty"),
     "text": ({"test_users": np.array(["18"])}, "test_users[0]: user 18 has no"),
     "floats": ({"test_users": np.array([18.0])}, "test_users is float64[1]"),
@@ -369,7 +372,7 @@ WRITTEN = {
     "item too large": ("train_indices", lambda a: a + 90, "train_indices[0] is"),
     "rows too long": ("val_history_indptr", lambda a: a + 1, "val_history_indptr does not divide"),
     "questions": ("val_user", lambda a: a[:-1], "val has"),
-    "user twice": ("user_ids", lambda a: a * 0, "user_ids[1]: 0 stands there twice"),
+    "user twice": ("user_ids", lambda a: a * 0, "user_ids[1]: 0 is there twice"),
     "no warm item": ("num_warm", lambda a: a * 0, "num_warm is 0"),
     "type": ("train_indptr", lambda a: a * 1.0, "train_indptr is float64"),
 }
@@ -483,7 +486,7 @@ def test_a_list_of_items_fits_the_features(m2):
     path.write_text("\n".join(["other", *lines[1:]]))
     assert "item f is missing" in complaint("m2", m2, val_fraction=0.2)
     path.write_text("\n".join([lines[1], *lines[1:]]))
-    assert "line 2: id 'e' stands there twice" in complaint("m2", m2, val_fraction=0.2)
+    assert "line 2: id 'e' is there twice" in complaint("m2", m2, val_fraction=0.2)
     path.write_text("\n".join(lines[1:]))
     assert "5 ids for 6 rows" in complaint("m2", m2, val_fraction=0.2)
     path.unlink()

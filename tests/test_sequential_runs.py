@@ -189,7 +189,7 @@ def test_figure_of_the_delta_norm(finished, tmp_path, capsys):
     _, folders = finished
     figures.run("delta_norm", folders[:3], tmp_path)
     found = pd.read_csv(tmp_path / "delta_norm.csv")
-    total = found[found["who"] == "total"]
+    total = found[found["targets"] == "total"]
     assert total["bound"].dropna().tolist() == [0.2, 0.6]
     results = json.loads((folders[1] / "results.json").read_text())
     wanted = results["metrics"]["test/open/total/ndcg@5"]["mean"]
@@ -207,13 +207,13 @@ def test_figures_by_question(kind, finished, tmp_path):
     for folder, (_, part) in zip(folders, found.groupby("method", sort=False), strict=True):
         (run,) = figures.read([folder])
         asked = run.history.counts > 0 if kind == "warm_fraction" else slice(None)
-        assert part["questions"].sum() == len(run.target[asked])
-        mean = np.average(part["ndcg"], weights=part["questions"])
+        assert part["sequences"].sum() == len(run.target[asked])
+        mean = np.average(part["ndcg"], weights=part["sequences"])
         assert mean == pytest.approx(run.ndcg[asked].mean())
     if kind == "target_frequency":
         (run,) = figures.read(folders[:1])
         cold = found[(found["bin"] == "0") & (found["method"] == run.name)]
-        assert cold["questions"].tolist() == [np.count_nonzero(run.target >= run.num_warm)]
+        assert cold["sequences"].tolist() == [np.count_nonzero(run.target >= run.num_warm)]
 
 
 def test_runs_are_compared_question_by_question(finished, tmp_path):

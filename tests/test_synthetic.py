@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxcold.data import load, synthetic, write_split
+from jaxcold.data.pairs.evaluation import slices
 
 
 def unit(rows):
@@ -70,7 +71,7 @@ def test_the_seed_decides_everything():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_oracle_leads_content_knn_by_far_and_that_leads_random(seed):
     dataset = synthetic.make(seed)
-    question = dataset.split.slices()["test/cold"]
+    question = slices(dataset.split)["test/cold"]
     content = np.concatenate([unit(t) for t in dataset.content.tables.values()], axis=1)
     rng = np.random.default_rng(0)
     oracle = mean_ndcg(*dataset.oracle, question)
@@ -82,7 +83,7 @@ def test_the_oracle_leads_content_knn_by_far_and_that_leads_random(seed):
 
 def test_histories_over_the_true_latents_come_near_the_oracle_but_not_past_it(dataset):
     """So a content encoder that finds the latents can reach most of what is achievable."""
-    question = dataset.split.slices()["test/cold"]
+    question = slices(dataset.split)["test/cold"]
     oracle = mean_ndcg(*dataset.oracle, question)
     reached = mean_ndcg(*from_history(dataset, dataset.oracle.item), question)
     assert 0.85 * oracle < reached < oracle

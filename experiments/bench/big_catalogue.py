@@ -7,7 +7,7 @@ read as steps need them, while earlier steps run. Printed are
 
 - the seconds that it takes to make the data, and to prepare them for training;
 - milliseconds per step, from the end of one to the end of the next: median and quartiles;
-- the share of that time in which no step ran because the host was not ready. It is an upper
+- the fraction of that time in which no step ran because the host was not ready. It is an upper
   bound: where the last step had ended by the time that a batch came, all of the wait for the
   batch counts;
 - items encoded per step, and the bytes of features read for them;
@@ -37,7 +37,7 @@ from experiments.bench import semco_step
 from jaxcold.data.pairs.batches import touched_items
 from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.models import semco
-from jaxcold.reporting.tables import peak_memory
+from jaxcold.reporting.run_log import peak_memory
 from jaxcold.train.loop import fit
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Csr, Model
@@ -152,8 +152,11 @@ def build(dataset: Dataset, sizes: Sizes, *, stream: bool = True) -> Model:
     return semco.build(
         dataset,
         batch_size=sizes.batch,
+        epochs=semco_step.EPOCHS,
         alpha=2.0,
         tau=5.0,
+        l2=semco_step.MAPPINGS["sparsemax"].l2,
+        learning_rate=semco_step.RATE,
         hidden=sizes.hidden,
         out=sizes.out,
         encode="active",
@@ -198,8 +201,7 @@ def train(model: Model, steps: int) -> tuple[list[float], list[float], list[floa
         When each step had ended; how long the device was without work at most before each; the
         losses; and the first batch.
     """
-    optimizer = semco_step.optimizer_of(model, semco_step.MAPS["sparsemax"])
-    compiled = make_step(model, optimizer)
+    compiled = make_step(model)
     ended: list[float] = []
     idle: list[float] = []
     losses: list[float] = []
@@ -226,9 +228,9 @@ def train(model: Model, steps: int) -> tuple[list[float], list[float], list[floa
         ended.append(time.perf_counter())
         losses.append(logs["loss"])
 
-    state = init_state(model, optimizer, SEED)
-    part = model._replace(batches=batches, steps_per_epoch=steps)
-    jax.block_until_ready(fit(part, step, state, epochs=1, seed=SEED, on_step=on_step))
+    state = init_state(model, SEED)
+    short = model._replace(batches=batches, steps_per_epoch=steps, epochs=1)
+    jax.block_until_ready(fit(short, step, state, seed=SEED, on_step=on_step))
     return ended, idle, losses, first[0]
 
 
@@ -254,7 +256,9 @@ def measure(sizes: Sizes, steps: int) -> Measured:
         parts = dict(peaks)
         skip = min(WARM_UP, steps - 1)
         users, items = (np.asarray(x)[:steps] for x in first.epoch[:2])
-        histories = Csr(np.asarray(model.fixed.indptr, np.int64), np.asarray(model.fixed.indices))
+        histories = Csr(
+            np.asarray(model.constants.indptr, np.int64), np.asarray(model.constants.indices)
+        )
         warm = len(dataset.split.warm_items)
         active = [
             len(touched_items(item, histories.take(np.unique(user)).indices, warm))

@@ -6,26 +6,31 @@ values published for it. Both are measured turn by turn in one run; times are me
 after the teacher has stopped.
 """
 
+from typing import Any
+
 import numpy as np
 from absl import app, flags, logging
 
 from experiments.bench import semco_step
-from experiments.bench.semco_step import EPOCHS, RATE, Map, Sizes, stepper
+from experiments.bench.semco_step import EPOCHS, RATE, Mapping, Sizes, stepper
 from experiments.bench.timing import median_times
-from jaxcold import models
 from jaxcold.data.pairs.dataset import Dataset
-from jaxcold.train import transforms as optim
+from jaxcold.models import distillation
 from jaxcold.types import Model
 
 GOAL = 2.2
-TEACHER = Map(2.0, 14.0, 1e-4)  # Clothing's, of the online sparsemax
+TEACHER = Mapping(2.0, 14.0, 1e-4)  # Clothing's, of the online sparsemax
 
 
-def online(dataset: Dataset, sizes: Sizes, teacher: int, teacher_epochs: int) -> Model:
-    """SEMCo-Online sparsemax with the values published for Clothing."""
-    return models.build(
-        "semco_online",
+def online(dataset: Dataset, sizes: Sizes, teacher: int, **options: Any) -> Model:
+    """SEMCo-Online sparsemax with the values published for Clothing, and further options."""
+    return distillation.build(
         dataset,
+        online=True,
+        epochs=EPOCHS,
+        learning_rate=RATE,
+        l2=TEACHER.l2,
+        warmup_epochs=1,
         batch_size=sizes.batch,
         alpha=TEACHER.alpha,
         tau=16.0,
@@ -34,12 +39,13 @@ def online(dataset: Dataset, sizes: Sizes, teacher: int, teacher_epochs: int) ->
         omega=6.0,
         positives=10,
         ema=0.9,
-        teacher_epochs=teacher_epochs,
+        teacher_epochs=EPOCHS,
         gradient="autodiff",
         hidden=sizes.hidden,
         out=sizes.out,
         teacher_hidden=teacher,
         teacher_out=teacher,
+        **options,
     )
 
 
@@ -54,17 +60,12 @@ def measure(sizes: Sizes, teacher: int, repeats: int) -> dict[str, float]:
     dataset = semco_step.generate(sizes)
     base = semco_step.build(dataset, sizes._replace(hidden=teacher, out=teacher), TEACHER)
     batches = list(base.batches(np.random.default_rng(0)))
-    steps = {"base": stepper(base, semco_step.optimizer_of(base, TEACHER), batches)}
-    for name, epochs in {"online": EPOCHS, "online, teacher stopped": 0}.items():
-        model = online(dataset, sizes, teacher, epochs)
-        optimizer = optim.distillation(
-            RATE,
-            TEACHER.l2,
-            teacher_stops=epochs * model.steps_per_epoch,
-            student_starts=0,
-            warm_up_steps=model.steps_per_epoch,
-        )
-        steps[name] = stepper(model, optimizer, batches)
+    steps = {"base": stepper(base, batches)}
+    model = online(dataset, sizes, teacher)
+    steps["online"] = stepper(model, batches)
+    trained = {semco_step.SEED: model.init(semco_step.SEED)[0]["teacher"]}
+    stopped = online(dataset, sizes, teacher, teachers=trained)
+    steps["online, teacher stopped"] = stepper(stopped, batches)
     return median_times(steps, repeats)
 
 

@@ -17,7 +17,7 @@ from absl import app, flags
 
 from jaxcold.eval.metrics import evaluate
 from jaxcold.eval.ranking import top_k
-from jaxcold.reporting.tables import peak_memory
+from jaxcold.reporting.run_log import peak_memory
 from jaxcold.types import Csr, EvalSlice, Representations
 
 _USERS = flags.DEFINE_integer("users", 40_000, "users to rank for", lower_bound=1)
@@ -29,7 +29,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each measurement", lower_
 _BLOCK = 256  # users, for the two baselines
 
 
-def question(users: int, items: int, width: int) -> tuple[Representations, EvalSlice]:
+def make_task(users: int, items: int, width: int) -> tuple[Representations, EvalSlice]:
     """Unit vectors and seven held-out items per user."""
     rng = np.random.default_rng(0)
     vectors = []
@@ -40,7 +40,7 @@ def question(users: int, items: int, width: int) -> tuple[Representations, EvalS
     positives = Csr.from_pairs(held, rng.integers(0, items, len(held)), users)
     nothing = Csr(np.zeros(users + 1, np.int64), np.zeros(0, np.int32))
     pool = np.arange(items, dtype=np.int32)
-    asked = EvalSlice(np.arange(users, dtype=np.int32), positives, nothing, pool, pool)
+    asked = EvalSlice(np.arange(users, dtype=np.int32), nothing, positives, nothing, pool, pool)
     return Representations(*vectors), asked
 
 
@@ -64,7 +64,7 @@ def blocks(work: Callable, vectors: Representations, *args: int) -> None:
 def main(_: list[str]) -> None:
     """Measures and prints."""
     k = _K.value
-    vectors, asked = question(_USERS.value, _ITEMS.value, _WIDTH.value)
+    vectors, asked = make_task(_USERS.value, _ITEMS.value, _WIDTH.value)
     before = peak_memory()
     topk = top_k(vectors, asked, k)
     evaluate(topk, asked, [k])

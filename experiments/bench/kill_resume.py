@@ -31,10 +31,10 @@ import jax
 import numpy as np
 from absl import app
 
-import experiments.items
 import experiments.main
-import experiments.sequences  # with what every process needs imported here, once
-from experiments import runner
+import experiments.pairs
+import experiments.sequences  # what every process needs is imported once, before the fork
+from experiments import seed as seeds
 from experiments.bench.toy import write_log, write_mmrec
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -78,7 +78,7 @@ class Report(NamedTuple):
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, Any]:
-    """What a finished run leaves, less times and sizes: metrics, rows, arrays, names of files."""
+    """Metrics, rows, arrays and names of files of a finished run, without times and sizes."""
     results = json.loads((workdir / "results.json").read_text())
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
@@ -96,7 +96,7 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def half_written(workdir: pathlib.Path) -> Iterator[str]:
-    """Names of what is being written, or was when the process was killed."""
+    """Names of files that are being written, or were when the process was killed."""
     for folder in (workdir, *workdir.glob("checkpoints/*"), workdir / "models"):
         try:
             names = os.listdir(folder)
@@ -106,7 +106,7 @@ def half_written(workdir: pathlib.Path) -> Iterator[str]:
 
 
 class _Process:
-    """A start of the command; what it has done is seen in memory that it shares."""
+    """A process that runs the command, and reports its progress in shared memory."""
 
     def __init__(self, arguments: Sequence[str], log: pathlib.Path):
         self._shared = mmap.mmap(-1, struct.calcsize("3i"))
@@ -124,16 +124,16 @@ class _Process:
         target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(target, 1)
         os.dup2(target, 2)
-        fit = runner.fit
+        fit = seeds.fit
 
-        def counted(*inputs: Any, seed: int, on_step: Any, **rest: Any) -> Any:
-            def told(number: int, logs: Any) -> None:
+        def counted(*inputs: Any, seed: int, on_step: Any, **options: Any) -> Any:
+            def count(number: int, metrics: Any) -> None:
                 self._shared[:] = struct.pack("3i", 1, seed, number + 1)
-                on_step(number, logs)
+                on_step(number, metrics)
 
-            return fit(*inputs, seed=seed, on_step=told, **rest)
+            return fit(*inputs, seed=seed, on_step=count, **options)
 
-        runner.fit = counted  # type: ignore[assignment]
+        seeds.fit = counted  # type: ignore[assignment]
         sys.argv = ["experiments.main", *arguments]
         code: Any = 0
         try:
@@ -145,17 +145,17 @@ class _Process:
         os._exit(code if isinstance(code, int) else 1)
 
     def done(self) -> tuple[int, int] | None:
-        """Seed in training and its steps behind; None before the first of this process."""
+        """The seed in training and its finished steps; None before the first step."""
         begun, seed, step = struct.unpack("3i", self._shared[:])
         return (seed, step) if begun else None
 
     def ended(self) -> int | None:
-        """The exit code; None while it lives."""
+        """The exit code; None while the process runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
     def join(self) -> int:
-        """The exit code."""
+        """The exit code, once the process has ended."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 

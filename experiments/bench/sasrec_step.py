@@ -30,8 +30,6 @@ square, which nobody saves, counts as needed. Norms, dropout and the optimizer a
 
 import importlib.util
 import itertools
-import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -46,15 +44,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments.bench.timing import median_times
+from experiments.bench import sasrec_torch
+from experiments.bench.timing import median_times, processors
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences.dataset import EvalSequences, SequenceDataset
 from jaxcold.data.sequences.load import load_sequences
 from jaxcold.data.sequences.split import windows
 from jaxcold.models import sasrec
+from jaxcold.models.sequence_encoder import SASRec
 from jaxcold.sparse import fenchel_young_loss
-from jaxcold.sparse.linear_sum import tile_rows
-from jaxcold.train import transforms as optim
+from jaxcold.sparse.linear.summed import tile_rows
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import Csr, MissingDataError, Model
 
@@ -154,6 +153,8 @@ def build(dataset: SequenceDataset, sizes: Sizes, alpha: float, **options: Any) 
     return sasrec.build(
         dataset,
         batch_size=sizes.batch,
+        epochs=1,
+        learning_rate=RATE,
         item_table="delta",
         max_delta_norm=MAX_DELTA_NORM,
         alpha=alpha,
@@ -169,8 +170,8 @@ def build(dataset: SequenceDataset, sizes: Sizes, alpha: float, **options: Any) 
 def densified(model: Model, sizes: Sizes, alpha: float) -> Model:
     """The same model with the logits of all slots and items in one array."""
 
-    def make() -> sasrec.SASRec:
-        return sasrec.SASRec(
+    def make() -> SASRec:
+        return SASRec(
             sizes.items,
             sizes.dim,
             sizes.max_length,
@@ -184,10 +185,14 @@ def densified(model: Model, sizes: Sizes, alpha: float) -> Model:
     graphdef, _ = nnx.split(nnx.eval_shape(make))
 
     def loss(
-        params: Any, extra: Any, fixed: sasrec.Fixed, tokens: packing.Tokens, key: Array
+        params: Any,
+        model_state: Any,
+        constants: sasrec.Constants,
+        tokens: packing.Tokens,
+        key: Array,
     ) -> tuple[Array, tuple[Array, Any, dict[str, Array]]]:
-        module = nnx.merge(graphdef, params)
-        table = module.table(fixed.content)
+        module = nnx.merge(graphdef, params["main"])
+        table = module.table(constants.content)
         logits = module(table, tokens, jax.random.split(key)[0]) @ table[1:].T
         target = jnp.maximum(tokens.target - 1, 0)
         if alpha == 1:
@@ -196,14 +201,14 @@ def densified(model: Model, sizes: Sizes, alpha: float) -> Model:
             losses = fenchel_young_loss(logits, target, alpha)
         real = tokens.target > 0
         total = jnp.sum(jnp.where(real, losses, 0))
-        return total, (jnp.sum(real, dtype=logits.dtype), extra, {})
+        return total, (jnp.sum(real, dtype=logits.dtype), model_state, {})
 
-    return model._replace(loss=loss)
+    return model._replace(losses={"main": loss})
 
 
-def pack_shards(rows: Csr, sizes: Sizes, room: packing.Capacity) -> packing.Tokens:
+def packed(rows: Csr, sizes: Sizes, capacity: packing.Capacity) -> packing.Tokens:
     """A batch as our step takes it."""
-    return packing.pack(*packing.inputs_and_targets(rows), room)
+    return packing.pack(*packing.inputs_and_targets(rows), capacity)
 
 
 def padded(rows: Csr, *, left: bool = False) -> packing.Tokens:
@@ -214,22 +219,18 @@ def padded(rows: Csr, *, left: bool = False) -> packing.Tokens:
     )
 
 
-def optimizer_of() -> optax.GradientTransformation:
-    """The authors'."""
-    return optim.sasrec(RATE, MAX_DELTA_NORM)
-
-
 def _shape(batch: Any) -> tuple[Any, ...]:
     return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def programs(model: Model, start: TrainState, batches: Iterable[Any]) -> dict[tuple[Any, ...], Any]:
     """Compiled steps by the shapes of a batch."""
-    step: Any = make_step(model, optimizer_of())
+    step: Any = make_step(model)
     key = jax.random.key(SEED)
     kinds = {_shape(batch): batch for batch in batches}
     return {
-        kind: step.lower(start, model.fixed, batch, key).compile() for kind, batch in kinds.items()
+        kind: step.lower(start, model.constants, batch, key).compile()
+        for kind, batch in kinds.items()
     }
 
 
@@ -248,112 +249,21 @@ def stepper(
     def once() -> float:
         nonlocal state
         kind, batch = next(turn)
-        state, logs = jax.block_until_ready(compiled[kind](state, model.fixed, batch, key))
-        return float(logs["loss"])
+        state, metrics = jax.block_until_ready(compiled[kind](state, model.constants, batch, key))
+        return float(metrics["loss"])
 
     return once
 
 
 def torch_stepper(model: Model, sizes: Sizes, batches: Sequence[Csr]) -> Callable[[], float]:
-    """The dense step in PyTorch with the published code's mask, positions and classes.
-
-    Args:
-        model: gives the content and the initial parameters.
-        sizes: of it.
-        batches: windows.
-    """
-    import torch
-    from torch import nn
-    from torch.nn import functional
-
-    def tensor(array: Any) -> torch.Tensor:
-        return torch.from_numpy(np.array(array))
-
-    params = {
-        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): tensor(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model.init(SEED)[0])
-    }
-    d, p = sizes.dim, sizes.dropout
-
-    def linear(name: str) -> nn.Linear:
-        layer = nn.Linear(d, d)
-        layer.weight.data = params[f"{name}.kernel"].T.contiguous()
-        layer.bias.data = params[f"{name}.bias"]
-        return layer
-
-    def norm(name: str) -> nn.LayerNorm:
-        layer = nn.LayerNorm(d, eps=1e-8)
-        layer.weight.data, layer.bias.data = params[f"{name}.scale"], params[f"{name}.bias"]
-        return layer
-
-    def attention(name: str) -> nn.MultiheadAttention:
-        layer = nn.MultiheadAttention(d, 1, dropout=p, batch_first=True)
-        layers = [linear(f"{name}.{part}") for part in ("query", "key", "value")]
-        layer.in_proj_weight.data = torch.cat([part.weight.data for part in layers])
-        layer.in_proj_bias.data = torch.cat([part.bias.data for part in layers])
-        out = linear(f"{name}.out")
-        layer.out_proj.weight.data, layer.out_proj.bias.data = out.weight.data, out.bias.data
-        return layer
-
-    class Block(nn.Module):
-        def __init__(self, name: str):
-            super().__init__()
-            self.norm1, self.norm2 = norm(f"{name}.norm1"), norm(f"{name}.norm2")
-            self.attention = attention(name)
-            self.forward_part = nn.Sequential(
-                linear(f"{name}.first"), nn.Dropout(p), nn.ReLU(), linear(f"{name}.second"),
-                nn.Dropout(p),
-            )  # fmt: skip
-
-        def forward(self, x: Any, causal: Any, real: Any) -> Any:
-            q = self.norm1(x)
-            found, _ = self.attention(
-                q, x, x, key_padding_mask=real, attn_mask=causal, need_weights=False
-            )
-            z = self.norm2(q + found)
-            return z + self.forward_part(z)
-
-    class Whole(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("content", tensor(model.fixed.content))
-            self.delta, self.position = (nn.Parameter(params[k]) for k in ("delta", "position"))
-            self.blocks = nn.ModuleList(Block(f"blocks.{i}") for i in range(sizes.blocks))
-            self.norm = norm("norm")
-
-        def forward(self, item: Any) -> Any:
-            length = item.shape[1]
-            causal = torch.full((length, length), -math.inf).triu(1)
-            table = self.content + self.delta
-            x = math.sqrt(d) * functional.embedding(item, table) + self.position[:length]
-            x = functional.dropout(x, p)
-            for block in self.blocks:
-                x = block(x, causal, (item > 0).float())
-            return self.norm(x) @ table.T
-
-    whole = Whole().train()
-    optimizer = torch.optim.Adam(whole.parameters(), lr=RATE)
-    pairs = []
+    """The step of `sasrec_torch` on windows, with the model's content and initial parameters."""
+    params = model.init(SEED)[0]["main"]
+    rectangles = []
     for rows in batches:
         tokens = padded(rows, left=True)
-        item, target = (tensor(t).long().view(rows.rows, -1) for t in (tokens.item, tokens.target))
-        pairs.append((item, torch.where(target > 0, target, -100)))
-    turn = itertools.cycle(pairs)
-
-    def once() -> float:
-        item, target = next(turn)
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(whole(item).flatten(0, 1), target.flatten())
-        loss.backward()
-        whole.delta.grad[0] = 0
-        optimizer.step()
-        with torch.no_grad():
-            length = whole.delta[1:].norm(dim=1, keepdim=True)
-            scale = torch.where(length > MAX_DELTA_NORM, MAX_DELTA_NORM / (length + 1e-7), 1.0)
-            whole.delta[1:] *= scale
-        return loss.item()
-
-    return once
+        rectangles.append(tuple(t.reshape(rows.rows, -1) for t in (tokens.item, tokens.target)))
+    content = np.asarray(model.constants.content)
+    return sasrec_torch.stepper(params, content, rectangles, sizes.dropout, RATE, MAX_DELTA_NORM)
 
 
 def torch_gap(dataset: SequenceDataset, sizes: Sizes, rows: Csr) -> float:
@@ -370,7 +280,7 @@ def torch_gap(dataset: SequenceDataset, sizes: Sizes, rows: Csr) -> float:
     still = sizes._replace(dropout=0.0)
     model = build(dataset, still, 1.0, reference=True)
     batches = [padded(rows, left=True)]
-    start = init_state(model, optimizer_of(), SEED)
+    start = init_state(model, SEED)
     ours = stepper(model, start, programs(model, start, batches), batches)
     theirs = torch_stepper(model, still, [rows])
     pairs = [(ours(), theirs()) for _ in range(3)]
@@ -446,14 +356,14 @@ def measure(sizes: Sizes, alpha: float, repeats: int) -> Measured:
     model = build(dataset, sizes, alpha)
     dense = densified(model, sizes, alpha)
     rows = windows(dataset.train, sizes.max_length, "last")
-    room = packing.capacity_for(rows.counts - 1, sizes.batch)
-    start = init_state(model, optimizer_of(), SEED)
+    capacity = packing.capacity_for(rows.counts - 1, sizes.batch)
+    start = init_state(model, SEED)
 
     def cut(batch: int) -> list[Csr]:
         return [rows.take(np.arange(i * batch, (i + 1) * batch)) for i in range(sizes.turns)]
 
     whole = cut(sizes.batch)
-    ours = [pack_shards(part, sizes, room) for part in whole]
+    ours = [packed(rows, sizes, capacity) for rows in whole]
     # The line through one point, or two, that the dense forms run at.
     runs = reduced(sizes) if sizes.dense_batch < sizes.batch else [sizes.batch]
     compiled = programs(model, start, ours)
@@ -478,7 +388,7 @@ def measure(sizes: Sizes, alpha: float, repeats: int) -> Measured:
     if alpha == 1 and importlib.util.find_spec("torch"):
         import torch
 
-        torch.set_num_threads(_processors())
+        torch.set_num_threads(processors())
         theirs = {f"torch {batch}": torch_stepper(model, sizes, cut(batch)) for batch in runs}
         first_loss["torch"] = [once() for once in theirs.values()][-1]
         beside = {"ours": steps["ours"], **theirs}
@@ -511,12 +421,6 @@ def extrapolated(form: str, runs: Sequence[int], found: dict[str, float], batch:
     small, large = runs[0], runs[-1]
     low, high = found[f"{form} {small}"], found[f"{form} {large}"]
     return high if small == large else low + (high - low) / (large - small) * (batch - small)
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def show(name: str, m: Measured, console: Console) -> None:

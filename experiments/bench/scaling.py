@@ -1,8 +1,8 @@
-"""What a step holds and moves on many devices: ``python -m experiments.bench.scaling``.
+"""Bytes that a step holds and sends on several devices: ``python -m experiments.bench.scaling``.
 
 Weak scaling on 1, 2, 4 and 8 simulated devices: batch and catalogue grow with their number. The
-compiled programs say how many bytes each device holds and sends; the formulas are those of
-`jaxcold.parallel`. Times of simulated devices mean nothing and are not taken.
+bytes are read from the compiled programs and compared with the formulas of `jaxcold.parallel`.
+Nothing is timed, because simulated devices share the cores of one machine.
 """
 
 import os
@@ -17,8 +17,9 @@ import numpy as np
 from absl import app
 
 from experiments.bench import sasrec_step, semco_step
-from jaxcold import models, parallel
-from jaxcold.train import transforms as optim
+from experiments.bench.hlo import Collective, collectives
+from jaxcold import parallel
+from jaxcold.models import semco as semco_model
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Model
 
@@ -39,7 +40,7 @@ class Measured(NamedTuple):
 
     found: Cost
     wanted: Cost
-    looped: list[parallel.Collective]  # exchanges inside loops
+    looped: list[Collective]  # collective operations inside loops
 
     @property
     def gap(self) -> float:
@@ -121,15 +122,15 @@ def sasrec_cost(
     return Cost(held, (n - 1) / n * moved)
 
 
-def _compiled(model: Model, optimizer: Any) -> tuple[Any, Any]:
+def _compiled(model: Model) -> tuple[Any, Any]:
     batch = next(iter(model.batches(np.random.default_rng(0))))
-    step: Any = make_step(model, optimizer)
-    state = init_state(model, optimizer, 0)
-    return batch, step.lower(state, model.fixed, batch, jax.random.key(0)).compile()
+    step: Any = make_step(model)
+    state = init_state(model, 0)
+    return batch, step.lower(state, model.constants, batch, jax.random.key(0)).compile()
 
 
 def _measured(program: Any, devices: parallel.Devices, wanted: Cost) -> Measured:
-    moves = parallel.collectives(program.as_text(), devices.n)
+    moves = collectives(program.as_text(), devices.n)
     held = program.memory_analysis().argument_size_in_bytes
     moved = sum(move.moved(devices.n) for move in moves)
     return Measured(Cost(held, moved), wanted, [move for move in moves if move.looped])
@@ -140,10 +141,11 @@ def semco(devices: parallel.Devices, sizes: semco_step.Sizes = SEMCO, **options:
     n = devices.n
     sizes = sizes._replace(items=n * sizes.items, pairs=n * sizes.pairs, batch=n * sizes.batch)
     dataset = semco_step.generate(sizes)
-    model = models.build(
-        "semco",
+    model = semco_model.build(
         dataset,
         batch_size=sizes.batch,
+        epochs=1,
+        l2=0.0,
         alpha=2.0,
         tau=5.0,
         hidden=sizes.hidden,
@@ -151,7 +153,7 @@ def semco(devices: parallel.Devices, sizes: semco_step.Sizes = SEMCO, **options:
         devices=devices,
         **options,
     )
-    batch, program = _compiled(model, optim.adam_coupled_l2(optim.cosine(1e-3, 100), 0.0))
+    batch, program = _compiled(model)
     wanted = semco_cost(
         n,
         users=sizes.users,
@@ -161,7 +163,7 @@ def semco(devices: parallel.Devices, sizes: semco_step.Sizes = SEMCO, **options:
         out=sizes.out,
         batch=sizes.batch,
         pairs=batch.epoch.user.size,
-        entries=model.fixed.indices.size / n,
+        entries=model.constants.indices.size / n,
         slots=batch.epoch.slots.size,
     )
     return _measured(program, devices, wanted)
@@ -176,10 +178,10 @@ def sasrec(
     lengths = sasrec_step.draw_lengths(sizes, 4 * sizes.batch)
     dataset = sasrec_step.generate(sizes, lengths)
     model = sasrec_step.build(dataset, sizes, alpha, devices=devices)
-    batch, program = _compiled(model, optim.sasrec(1e-3, 0.5, padding=False))
+    batch, program = _compiled(model)
     wanted = sasrec_cost(
         n,
-        items=len(model.fixed.content),
+        items=len(model.constants.content),
         dim=sizes.dim,
         max_length=sizes.max_length,
         blocks=sizes.blocks,

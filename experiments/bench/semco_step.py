@@ -5,7 +5,7 @@ turn by turn, so that load from outside hits all alike; times are medians. Print
 
 - this machine's float32 matmul peak at the encoder's shapes: the better of the first layer's
   forward product ``[N, D] @ [D, h]`` and its weight gradient ``[D, N] @ [N, h]``;
-- the step's time, its FLOP/s and their share of that peak. A step of N warm items, D features,
+- the step's time, its FLOP/s and their fraction of that peak. A step of N warm items, D features,
   widths h and d, and B pairs needs::
 
       FLOPs = 2 * 2 N D h    first layer: forward, weight gradient (features need no gradient)
@@ -14,7 +14,7 @@ turn by turn, so that load from outside hits all alike; times are medians. Print
 
   Nothing else is counted: batch norm's moments, histories, loss and optimizer are overhead;
 - sparsemax and entmax15 over softmax;
-- the share of an epoch that the host spends making batches;
+- the fraction of an epoch that the host spends making batches;
 - memory: the process at its peak, and what the compiled step asks for;
 - where torch and entmax are importable, the same step in PyTorch from the same initial
   parameters, next to ours once more. It comes last: idle threads of the two slow each other.
@@ -33,24 +33,23 @@ from absl import app, flags, logging
 from experiments.bench.timing import median_times
 from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.models import semco
-from jaxcold.reporting.tables import peak_memory
+from jaxcold.reporting.run_log import peak_memory
 from jaxcold.train.step import init_state, make_step
-from jaxcold.train.transforms import adam_coupled_l2, cosine
 from jaxcold.types import Csr, Model
 
 
-class Map(NamedTuple):
-    """One of the paper's maps with the values published for Clothing."""
+class Mapping(NamedTuple):
+    """One of the paper's mappings with the values published for Clothing."""
 
     alpha: float
     tau: float
     l2: float
 
 
-MAPS = {
-    "softmax": Map(1.0, 0.2, 0.005),
-    "entmax15": Map(1.5, 2.5, 0.005),
-    "sparsemax": Map(2.0, 12.0, 0.001),
+MAPPINGS = {
+    "softmax": Mapping(1.0, 0.2, 0.005),
+    "entmax15": Mapping(1.5, 2.5, 0.005),
+    "sparsemax": Mapping(2.0, 12.0, 0.001),
 }
 RATE, EPOCHS, SEED = 1e-3, 15, 0
 
@@ -102,7 +101,7 @@ class Measured(NamedTuple):
 
     @property
     def share(self) -> dict[str, float]:
-        """Map to the step's share of the peak."""
+        """Mapping to the step's fraction of the peak."""
         return {name: self.flops / seconds / self.peak for name, seconds in self.step.items()}
 
 
@@ -164,13 +163,16 @@ def generate(sizes: Sizes) -> Dataset:
     return Dataset("generated", train, split, content, np.arange(s.users), np.arange(s.items))
 
 
-def build(dataset: Dataset, sizes: Sizes, chosen: Map, encode: str = "all") -> Model:
+def build(dataset: Dataset, sizes: Sizes, chosen: Mapping, encode: str = "all") -> Model:
     """SEMCo in the authors' form."""
     return semco.build(
         dataset,
         batch_size=sizes.batch,
         alpha=chosen.alpha,
         tau=chosen.tau,
+        epochs=EPOCHS,
+        l2=chosen.l2,
+        learning_rate=RATE,
         gradient="autodiff",
         hidden=sizes.hidden,
         out=sizes.out,
@@ -192,31 +194,24 @@ def matmuls(sizes: Sizes) -> dict[str, Callable[[], Any]]:
     }
 
 
-def stepper(model: Model, optimizer: Any, batches: Sequence[Any]) -> Callable[[], float]:
+def stepper(model: Model, batches: Sequence[Any]) -> Callable[[], float]:
     """A function that trains one step, waits for all of it, and returns the loss."""
-    step = make_step(model, optimizer)
-    state, key = init_state(model, optimizer, SEED), jax.random.key(SEED)
+    step = make_step(model)
+    state, key = init_state(model, SEED), jax.random.key(SEED)
     turn = itertools.cycle(batches)
 
     def once() -> float:
         nonlocal state
-        state, logs = jax.block_until_ready(step(state, model.fixed, next(turn), key))
-        return float(logs["loss"])
+        state, metrics = jax.block_until_ready(step(state, model.constants, next(turn), key))
+        return float(metrics["loss"])
 
     return once
 
 
-def optimizer_of(model: Model, chosen: Map) -> Any:
-    """The authors', for 15 epochs."""
-    return adam_coupled_l2(cosine(RATE, EPOCHS * model.steps_per_epoch), chosen.l2)
-
-
-def step_bytes(model: Model, chosen: Map, batch: Any) -> int:
+def step_bytes(model: Model, batch: Any) -> int:
     """Memory of the compiled step: arguments, results and scratch space."""
-    optimizer = optimizer_of(model, chosen)
-    state = init_state(model, optimizer, SEED)
-    step: Any = make_step(model, optimizer)
-    lowered = step.lower(state, model.fixed, batch, jax.random.key(SEED))
+    step: Any = make_step(model)
+    lowered = step.lower(init_state(model, SEED), model.constants, batch, jax.random.key(SEED))
     used = lowered.compile().memory_analysis()
     return int(
         used.argument_size_in_bytes
@@ -227,7 +222,7 @@ def step_bytes(model: Model, chosen: Map, batch: Any) -> int:
 
 
 def torch_stepper(
-    model: Model, histories: Csr, chosen: Map, batches: Sequence[Any]
+    model: Model, histories: Csr, chosen: Mapping, batches: Sequence[Any]
 ) -> Callable[[], float]:
     """The same step in PyTorch, as one writes it from the paper; entmax differentiates the loss.
 
@@ -244,7 +239,7 @@ def torch_stepper(
     def tensor(array: Any) -> torch.Tensor:
         return torch.from_numpy(np.array(array))
 
-    initial = model.init(SEED)[0]  # those of `init_state`
+    initial = model.init(SEED)[0]["main"]  # those of `init_state`
     params = {
         jax.tree_util.keystr(path, simple=True, separator="."): tensor(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(initial)
@@ -262,7 +257,7 @@ def torch_stepper(
     optimizer = torch.optim.Adam(encoder.parameters(), lr=RATE, weight_decay=chosen.l2)
     period = EPOCHS * model.steps_per_epoch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period)
-    features = tensor(model.fixed.features[0])
+    features = tensor(model.constants.features[0])
     rows = np.repeat(np.arange(histories.rows), histories.counts)
     means = torch.sparse_coo_tensor(
         np.stack([rows, histories.indices]),
@@ -307,20 +302,20 @@ def measure(sizes: Sizes, repeats: int, threads: int) -> Measured:
         threads: for PyTorch; ours follow the processors that the process may use.
     """
     dataset = generate(sizes)
-    models = {name: build(dataset, sizes, chosen) for name, chosen in MAPS.items()}
+    models = {name: build(dataset, sizes, chosen) for name, chosen in MAPPINGS.items()}
     model = models["sparsemax"]
-    active = build(dataset, sizes, MAPS["sparsemax"], encode="active")
+    active = build(dataset, sizes, MAPPINGS["sparsemax"], encode="active")
     rng = np.random.default_rng(0)
     batches, active_batches = list(model.batches(rng)), list(active.batches(rng))
-    steps = {name: stepper(m, optimizer_of(m, MAPS[name]), batches) for name, m in models.items()}
+    steps = {name: stepper(m, batches) for name, m in models.items()}
     products = matmuls(sizes)
     rest: dict[str, Callable[[], Any]] = {
-        "active": stepper(active, optimizer_of(active, MAPS["sparsemax"]), active_batches),
+        "active": stepper(active, active_batches),
         "batches": lambda: list(model.batches(rng)),
     }
     losses = {name: once() for name, once in steps.items()}
     seconds = median_times({**products, **steps, **rest}, repeats)
-    scratch = step_bytes(model, MAPS["sparsemax"], batches[0])
+    scratch = step_bytes(model, batches[0])
     peak_bytes = peak_memory()  # before PyTorch adds its own
 
     beside: dict[str, float] = {}
@@ -332,7 +327,7 @@ def measure(sizes: Sizes, repeats: int, threads: int) -> Measured:
         histories = dataset.split.train.by_user()
         theirs = {
             f"torch {name}": torch_stepper(models[name], histories, chosen, batches)
-            for name, chosen in MAPS.items()
+            for name, chosen in MAPPINGS.items()
         }
         gap = max(abs(theirs[f"torch {name}"]() / loss - 1) for name, loss in losses.items())
         beside = median_times({**steps, **theirs}, max(1, repeats // 3), warm_up=1)

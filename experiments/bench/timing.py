@@ -1,5 +1,6 @@
 """Wall-clock medians of several functions measured side by side."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -39,3 +40,10 @@ def median_times(
             jax.block_until_ready(function())
             spent[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def processors() -> int:
+    """Number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

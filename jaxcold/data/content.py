@@ -1,12 +1,15 @@
-"""Unit rows and means over histories on the host: the arithmetic of content vectors."""
+"""Content features on the host: unit rows, history means, checks, and their reduction by PCA."""
 
+import hashlib
 import mmap
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
 
 from jaxcold.files import check_mapped
-from jaxcold.types import Csr
+from jaxcold.types import Csr, DataError
 
 # Numbers read at once: few enough for the processor's cache while they become unit rows.
 _CHUNK = 1 << 20
@@ -24,17 +27,17 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def take(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """``table[ids]``, after which no row of a table mapped from a file is in this process's memory.
+    """``table[ids]``; the pages of a mapped table are released afterwards.
 
-    Otherwise a table that is read here and there ends up there as a whole. The pages stay in the
-    system's cache while it has room for them, and come back from there at little cost.
+    Otherwise random reads would leave the whole table in this process's memory. The system's
+    cache may keep the pages, from which reading them again costs little.
 
     Raises:
         DataError: if the file of a mapped table has gone, see `jaxcold.files.check_mapped`.
     """
     check_mapped(table)
     rows = np.asarray(table[ids])
-    # What others may have written to a mapping must not be lost: only those for reading.
+    # Only read-only mappings: releasing a writable one would lose what was written to it.
     if getattr(table, "mode", None) == "r" and hasattr(mmap, "MADV_DONTNEED"):
         owner: object = table
         while isinstance(owner, np.ndarray):
@@ -71,3 +74,124 @@ def history_means(histories: Csr, item: np.ndarray) -> np.ndarray:
         (ones, histories.indices, histories.indptr), (histories.rows, len(item))
     )
     return unit_rows(matrix @ item)  # the sum has the mean's direction
+
+
+def mapped_history_means(histories: Csr, table: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """f32[U, D]: as `history_means` of the unit rows of a table that is read a chunk at a time.
+
+    Args:
+        histories: U rows of item ids.
+        table: [I, D] features of any float type, possibly memory-mapped.
+        present: bool[I]; items without content add nothing.
+
+    Raises:
+        DataError: see `take`.
+    """
+    ones = np.ones(len(histories.indices), np.float32)
+    matrix = scipy.sparse.csr_array(
+        (ones, histories.indices, histories.indptr), (histories.rows, len(table))
+    ).tocsc()
+    total = np.zeros((histories.rows, table.shape[1]), np.float32)
+    used = np.unique(histories.indices)
+    step = max(1, _CHUNK // table.shape[1])
+    for start in range(0, len(used), step):
+        ids = used[start : start + step]
+        total += matrix[:, ids] @ take_unit_rows(table, present, ids)
+    return unit_rows(total)
+
+
+def distinct_rows(tables: Mapping[str, np.ndarray]) -> int:
+    """How many items differ in content: distinct rows over all modes, by a hash of their bytes.
+
+    Args:
+        tables: mode -> [I, D], possibly memory-mapped; read a chunk at a time.
+    """
+    hashes = [hashlib.blake2b(digest_size=16) for _ in range(len(next(iter(tables.values()))))]
+    for table in tables.values():
+        for start, chunk in _chunks(table):
+            # Adding 0 makes -0 and 0 the same bytes.
+            for row, values in enumerate(np.ascontiguousarray(chunk + chunk.dtype.type(0))):
+                hashes[start + row].update(values)
+    return len({hashed.digest() for hashed in hashes})
+
+
+def describe_degenerate(tables: Mapping[str, np.ndarray]) -> list[str]:
+    """One line for each mode whose features say little: all zero, all equal, constant columns.
+
+    Args:
+        tables: mode -> [I, D], possibly memory-mapped; read a chunk at a time.
+    """
+    lines = []
+    for mode, table in tables.items():
+        if not len(table):
+            continue
+        first = np.asarray(table[0])
+        constant = np.ones(table.shape[1], bool)
+        for _, chunk in _chunks(table):
+            constant &= (chunk == first).all(axis=0)
+        columns = np.flatnonzero(constant)
+        if constant.all() and not first.any():
+            lines.append(f"content mode {mode}: every feature is zero; it tells no items apart")
+        elif constant.all():
+            lines.append(f"content mode {mode}: all rows are equal; it tells no items apart")
+        elif len(columns):
+            names = ", ".join(map(str, columns[:5])) + (", ..." if len(columns) > 5 else "")
+            lines.append(
+                f"content mode {mode}: {len(columns)} of {table.shape[1]} columns are constant "
+                f"({names}, counted from 0); remove them"
+            )
+    return lines
+
+
+def _chunks(table: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, rows) of a table, few enough rows to stay in the processor's cache."""
+    step = max(1, _CHUNK // table.shape[1])
+    for start in range(0, len(table), step):
+        yield start, take(table, np.arange(start, min(start + step, len(table))))
+
+
+class Reduction(NamedTuple):
+    """Standardisation, PCA and unit rows, fitted on warm items.
+
+    ``unit_rows((x - mean) / scale @ components.T)``; F features in, d numbers
+    out. Source: "Let It Go? Not Quite", section 3, and the code published with it.
+    """
+
+    mean: np.ndarray  # f64[F]
+    scale: np.ndarray  # f64[F]
+    components: np.ndarray  # f64[d, F]
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """f32[n, d] rows of norm one from raw features [n, F]."""
+        rows = (np.asarray(rows, np.float64) - self.mean) / self.scale
+        return unit_rows(rows @ self.components.T)
+
+
+def fit_reduction(rows: np.ndarray, size: int, *, seed: int = 0) -> Reduction:
+    """Fits a reduction on the rows of warm items.
+
+    A feature that is constant there is centred and not scaled. Where scikit-learn takes its
+    randomised solver, `seed` makes it repeatable.
+
+    Args:
+        rows: f[n, F] raw features, of any float type.
+        size: d, the numbers that an item keeps.
+        seed: of the solver.
+
+    Raises:
+        DataError: if d is more than n or F, which leave no d components.
+    """
+    # Imported here: reading data needs no scikit-learn.
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    rows = np.asarray(rows, np.float64)
+    if not 1 <= size <= min(rows.shape):
+        raise DataError(
+            f"content: {rows.shape[0]} warm items with {rows.shape[1]} features cannot be reduced "
+            f"to {size} numbers; set model.dim to at most {min(rows.shape)}"
+        )
+    scaler = StandardScaler().fit(rows)
+    pca: Any = PCA(size, random_state=seed).fit(scaler.transform(rows))
+    # PCA's own centre is the mean of standardised rows: zero up to rounding.
+    return Reduction(scaler.mean_ + pca.mean_ * scaler.scale_, scaler.scale_, pca.components_)

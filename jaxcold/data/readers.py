@@ -1,30 +1,30 @@
-"""One function per on-disk format; each checks what it reads once, so that nobody checks again.
+"""One function per on-disk format; each checks its file, so that later code need not.
 
-Every complaint is one :class:`DataError` line: the place (file, and the line of it, counted from
-1), what is wrong, and what to do about it. No pickle is ever read.
+An error is one :class:`DataError` line: the place (file, and its line, counted from 1), what is
+wrong, and the remedy. No pickle is ever read.
 """
 
-import csv
-import io
-import os
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-import jax
 import numpy as np
 import pandas as pd
 
-from jaxcold import parallel
-from jaxcold.data.pairs.dataset import PARTS, ColdSplit, ContentFeatures, Interactions
-from jaxcold.data.pairs.split import checked_split
+from jaxcold.data.pairs.dataset import SETS, ColdSplit, ContentFeatures, Interactions
+from jaxcold.data.pairs.split import check_split
+from jaxcold.data.text_tables import (
+    ONE_HOST,
+    Hosts,
+    check_ids,
+    check_used,
+    line_of,
+    read_integers,
+)
 from jaxcold.types import DataError, MissingDataError
 
 _CHUNK_BYTES = 1 << 24
-SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", " ": "spaces", "|": "bars"}
-_PART_FILES = {
+SPLIT_FILES = {
     "warm_train": "warm_train.csv",
     "warm_val": "warm_val.csv",
     "warm_test": "warm_test.csv",
@@ -54,71 +54,87 @@ def require(root: Path, files: Iterable[str], published: str = "") -> None:
 
 
 def read_interactions(
-    path: Path, duplicates: str = "error", allow_unused: bool = False
+    path: Path,
+    duplicates: str = "error",
+    allow_unused: bool = False,
+    feature_rows: int | None = None,
+    hosts: Hosts = ONE_HOST,
 ) -> Interactions:
     """Reads an ``.inter`` file: tab separated, header ``userID itemID rating timestamp``.
 
     Other columns are ignored, and so is the rating: a row is an interaction. Timestamps that are
-    absent or all equal say nothing about order and give ``time=None``.
+    absent or all equal give no order and hence ``time=None``.
 
     Args:
         path: the file.
         duplicates: "error", or "drop" to keep the first row of each pair.
-        allow_unused: take ids below the largest that no row mentions for users or items without
-            interactions, instead of for a mistake.
+        allow_unused: accept ids below the largest that occur in no row.
+        feature_rows: rows of the feature files, which item ids must not exceed.
+        hosts: that read the file together.
 
     Raises:
         DataError: for anything but a table of distinct pairs of ids counted from 0.
     """
     if duplicates not in ("error", "drop"):
         raise DataError(f"data.duplicates={duplicates!r}: must be 'error' or 'drop'")
-    table = read_integers(path, "\t", ("userID", "itemID"), optional=("timestamp",))
+    table = read_integers(path, "\t", ("userID", "itemID"), ("timestamp",), hosts)
     user, item, time = table["userID"], table["itemID"], table.get("timestamp")
     check_ids(path, "userID", user)
-    check_ids(path, "itemID", item)
+    check_ids(path, "itemID", item, feature_rows)
     repeated = pd.Series(user * 2**31 + item).duplicated().to_numpy()
     if repeated.any() and duplicates == "error":
         row = int(np.argmax(repeated))
         first = int(np.argmax((user == user[row]) & (item == item[row])))
         raise DataError(
-            f"{path}: line {_line_of(path, row)}: userID {user[row]} with itemID {item[row]} "
-            f"stands in line {_line_of(path, first)} already; remove one of the two, or set "
+            f"{path}: line {line_of(path, row)}: userID {user[row]} with itemID {item[row]} "
+            f"occurs in line {line_of(path, first)} already; remove one of the two, or set "
             "data.duplicates=drop to keep the first"
         )
     user, item = user[~repeated], item[~repeated]
     if time is not None:
         time = None if (time == time[0]).all() else time[~repeated]
     if not allow_unused:
-        _check_used(path, "userID", user)
-        _check_used(path, "itemID", item)
+        check_used(path, "userID", user)
+        check_used(path, "itemID", item)
     return Interactions(
         user.astype(np.int32), item.astype(np.int32), int(user.max()) + 1, int(item.max()) + 1, time
     )
 
 
 def read_authors_split(
-    root: Path, allow_unused: bool = False, published: str = ""
+    root: Path,
+    allow_unused: bool = False,
+    published: str = "",
+    feature_rows: int | None = None,
+    hosts: Hosts = ONE_HOST,
 ) -> tuple[Interactions, ColdSplit]:
     """Reads ``cold_item/*.csv``, the layout of the SEMCo and ColdRec authors.
 
     Five comma separated files with header ``user,item``. The pickle beside them is not read:
     all that it holds follows from the tables.
 
+    Args:
+        root: folder that holds ``cold_item``.
+        allow_unused: see :func:`read_interactions`.
+        published: where the files can be had, for the message.
+        feature_rows: see :func:`read_interactions`.
+        hosts: that read the files together.
+
     Raises:
         DataError: if a file is missing, malformed, or contradicts another.
     """
     folder = root / "cold_item"
-    require(folder, _PART_FILES.values(), published)
+    require(folder, SPLIT_FILES.values(), published)
     pairs = {}
-    for part, name in _PART_FILES.items():
-        table = read_integers(folder / name, ",", ("user", "item"))
-        for field, ids in table.items():
-            check_ids(folder / name, field, ids)
-        pairs[part] = np.stack([table["user"], table["item"]], axis=1)
+    for set_name, name in SPLIT_FILES.items():
+        table = read_integers(folder / name, ",", ("user", "item"), hosts=hosts)
+        check_ids(folder / name, "user", table["user"])
+        check_ids(folder / name, "item", table["item"], feature_rows)
+        pairs[set_name] = np.stack([table["user"], table["item"]], axis=1)
     user, item = np.concatenate(list(pairs.values())).T
     if not allow_unused:
-        _check_used(folder / "*.csv", "user", user)
-        _check_used(folder / "*.csv", "item", item)
+        check_used(folder / "*.csv", "user", user)
+        check_used(folder / "*.csv", "item", item)
     repeated = pd.Series(user * 2**31 + item).duplicated().to_numpy()
     everything = Interactions(
         user[~repeated].astype(np.int32),
@@ -127,18 +143,18 @@ def read_authors_split(
         int(item.max()) + 1,
     )
     item_sets = {
-        "warm_items": np.unique(np.concatenate([pairs[p][:, 1] for p in PARTS[:3]])),
+        "warm_items": np.unique(np.concatenate([pairs[p][:, 1] for p in SETS[:3]])),
         "cold_val_items": np.unique(pairs["cold_val"][:, 1]),
         "cold_test_items": np.unique(pairs["cold_test"][:, 1]),
     }
 
-    def place(part: str, row: int) -> str:
-        if part in _PART_FILES:
-            path = folder / _PART_FILES[part]
-            return f"{path}: line {_line_of(path, row)}"
-        return f"{folder}: {part}"
+    def place(set_name: str, row: int) -> str:
+        if set_name in SPLIT_FILES:
+            path = folder / SPLIT_FILES[set_name]
+            return f"{path}: line {line_of(path, row)}"
+        return f"{folder}: {set_name}"
 
-    return everything, checked_split(pairs, everything, place, item_sets)
+    return everything, check_split(pairs, everything, place, item_sets)
 
 
 def find_features(
@@ -151,25 +167,25 @@ def find_features(
     Raises:
         DataError: if a named mode has no file, or there is none at all.
     """
-    found = {
+    files = {
         re.sub(r"(_feat)?\.npy$", "", path.name): path for path in sorted(folder.glob(pattern))
     }
     source = f"; published at {published}" if published else ""
-    if not found:
+    if not files:
         raise DataError(
             f"{folder}: no content, that is no file {pattern}{source}; put the feature files there"
         )
     if modes is None:
-        return found
+        return files
     if not modes or len(set(modes)) != len(modes):
-        raise DataError(f"data.modes={list(modes)}: name each mode once, of {', '.join(found)}")
-    unknown = [mode for mode in modes if mode not in found]
+        raise DataError(f"data.modes={list(modes)}: name each mode once, of {', '.join(files)}")
+    unknown = [mode for mode in modes if mode not in files]
     if unknown:
         raise DataError(
             f"{folder}: content mode {unknown[0]} has no file {pattern.replace('*', unknown[0])}"
-            f"{source}; put it there, or choose data.modes from {', '.join(found)}"
+            f"{source}; put it there, or choose data.modes from {', '.join(files)}"
         )
-    return {mode: found[mode] for mode in modes}
+    return {mode: files[mode] for mode in modes}
 
 
 def read_features(
@@ -221,6 +237,11 @@ def read_features(
     return ContentFeatures(tables, present)
 
 
+def count_feature_rows(files: Iterable[Path]) -> int:
+    """Rows of the longest of the feature files, of which only the headers are read."""
+    return max(len(_open_table(path)) for path in files)
+
+
 def check_present(place: str, present: Mapping[str, np.ndarray]) -> None:
     """Stops if an item lacks every content mode: nothing could be said about it.
 
@@ -264,7 +285,8 @@ def _check_rows(path: Path, table: np.ndarray, missing_modes: bool, mmap: bool) 
     step = max(1, _CHUNK_BYTES // (table.itemsize * table.shape[1]))
     for start in range(0, len(table), step):
         chunk = table[start : start + step]
-        finite = np.isfinite(chunk)
+        # float64 beyond float32 would become infinite where models compute.
+        finite = np.abs(chunk) <= np.finfo(np.float32).max
         good = finite.all(axis=1)
         if missing_modes:
             absent = ~chunk.any(axis=1)
@@ -275,6 +297,11 @@ def _check_rows(path: Path, table: np.ndarray, missing_modes: bool, mmap: bool) 
         if not good.all():
             row = int(np.argmin(good))
             column = int(np.argmin(finite[row]))
+            if np.isfinite(chunk[row, column]):
+                raise DataError(
+                    f"{path}: row {start + row} (counted from 0) holds {chunk[row, column]} in "
+                    f"column {column}, beyond the range of float32; scale the features"
+                )
             if not missing_modes:
                 remedy = ", or set data.missing_modes=True if whole rows of NaN mark missing modes"
             elif mmap:
@@ -286,205 +313,3 @@ def _check_rows(path: Path, table: np.ndarray, missing_modes: bool, mmap: bool) 
                 f"{column}; write finite numbers{remedy}"
             )
     return present
-
-
-def check_ids(path: Path, field: str, ids: np.ndarray) -> None:
-    """Stops at the first id that no table of 32-bit numbers can hold, naming its line."""
-    bad = (ids < 0) | (ids >= 2**31)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise DataError(
-            f"{path}: line {_line_of(path, row)}: {field} {ids[row]} is outside 0 .. 2^31 - 1; "
-            f"number {field} from 0"
-        )
-
-
-def _check_used(path: Path, field: str, ids: np.ndarray) -> None:
-    used = np.unique(ids)
-    if len(used) != used[-1] + 1:
-        gap = int(np.argmax(used != np.arange(len(used))))
-        raise DataError(
-            f"{path}: {field} {gap} has no interaction though ids go up to {used[-1]} (and "
-            f"{used[-1] - len(used)} others have none); number {field} from 0 without gaps, or "
-            "set data.allow_unused=True"
-        )
-
-
-def read_integers(
-    path: Path, separator: str, required: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, np.ndarray]:
-    """i64 columns of a separated text file with a header line.
-
-    Several hosts read a share of the lines each, and tell one another.
-    """
-    header = read_header(path, separator, required)
-    wanted = [name for name in (*required, *optional) if name in header]
-    known: list[np.ndarray] = []
-    if jax.process_count() > 1:
-        known = _read_in_shares(path, separator, header, wanted)
-    if not known:
-        try:
-            known = _parsed(path, separator, header, wanted)
-        except (ValueError, OverflowError, Warning) as error:
-            _explain(path, separator, header, wanted, error)
-    if not len(known[0]):
-        raise DataError(f"{path}: has a header but no rows; write one line per interaction")
-    return dict(zip(wanted, known, strict=True))
-
-
-def _read_in_shares(
-    path: Path, separator: str, header: list[str], wanted: list[str]
-) -> list[np.ndarray]:
-    """The columns, of which this host has read a share; none where a host could not read its own.
-
-    To be called on every host.
-    """
-    hosts, host = jax.process_count(), jax.process_index()
-    with open(path, "rb") as file:
-        file.readline()
-        begin, end = file.tell(), file.seek(0, os.SEEK_END)
-
-        def edge(host: int) -> int:
-            """Where the first line begins that does so in this host's bytes, or after them."""
-            if host == 0:
-                return begin
-            file.seek(begin + (end - begin) * host // hosts - 1)
-            file.readline()
-            return file.tell()
-
-        first, last = edge(host), edge(host + 1) if host + 1 < hosts else end
-        file.seek(first)
-        share = io.BytesIO(b"0\n" + file.read(last - first))
-    try:
-        columns = np.stack(_parsed(share, separator, header, wanted))
-    except (ValueError, OverflowError, Warning):
-        columns = None
-    if any(bad.any() for bad in parallel.all_gather_hosts(np.array([columns is None]))):
-        return []  # read as a whole, what is wrong has its line
-    assert columns is not None
-    return list(np.concatenate(parallel.all_gather_hosts(columns.T)).T)
-
-
-def _parsed(
-    source: Path | io.BytesIO, separator: str, header: list[str], wanted: list[str]
-) -> list[np.ndarray]:
-    """The wanted columns below the first line."""
-    kinds = {name: np.int64 if name in wanted else str for name in header}
-    frame = strict_table(source, separator, header, skip=1, dtype=kinds)
-    return [frame[name].to_numpy() for name in wanted]
-
-
-def strict_table(
-    source: Path | io.BytesIO, separator: str, names: list[str], skip: int, **options: Any
-) -> pd.DataFrame:
-    """A separated text file below its first lines; quotes mean nothing.
-
-    Args:
-        source: UTF-8 text.
-        separator: of the fields.
-        names: of the columns.
-        skip: lines that are left out.
-        **options: more for `pandas.read_csv`.
-
-    Raises:
-        ValueError, OverflowError, OSError, Warning: where pandas finds or guesses something odd.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return pd.read_csv(
-            source,
-            sep=separator,
-            header=None,
-            names=names,
-            skiprows=skip,
-            index_col=False,
-            quoting=csv.QUOTE_NONE,
-            encoding="utf-8-sig",
-            **options,
-        )
-
-
-def read_header(path: Path, separator: str, required: Sequence[str]) -> list[str]:
-    """Names of the columns; the needed ones are among them, each once."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            line = file.readline().rstrip("\n")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; put the table there") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text; save the table as plain text") from None
-    expected = separator.join(required).replace("\t", "<tab>")
-    if not line.strip():
-        raise DataError(
-            f"{path}: {'line 1 is blank' if os.path.getsize(path) else 'is empty'}; begin the "
-            f"file with the header {expected}"
-        )
-    header = line.split(separator)
-    missing = [name for name in required if name not in header]
-    if missing:
-        for other, plural in SEPARATORS.items():
-            if other != separator and set(required) <= set(line.split(other)):
-                raise DataError(
-                    f"{path}: line 1: columns are separated by {plural}; "
-                    f"separate them by {SEPARATORS[separator]}"
-                )
-        raise DataError(
-            f"{path}: line 1: no column {missing[0]} in the header "
-            f"{line[:60].replace(separator, ' ')!r}; begin the file with {expected}"
-        )
-    repeated = [name for name in header if header.count(name) > 1]
-    if repeated:
-        raise DataError(
-            f"{path}: line 1: column {repeated[0]} stands there twice; remove one of them"
-        )
-    return header
-
-
-def _explain(
-    path: Path, separator: str, header: list[str], wanted: list[str], error: Exception
-) -> NoReturn:
-    """Finds the line that a fast read choked on."""
-    try:
-        for number, line in _rows(path):
-            fields = line.split(separator)
-            if len(fields) != len(header):
-                other = [s for s in SEPARATORS if s != separator and s in line]
-                found = f", separated by {SEPARATORS[other[0]]}" if other else ""
-                raise DataError(
-                    f"{path}: line {number}: {len(fields)} fields{found} where the header has "
-                    f"{len(header)}; write {len(header)} fields separated by "
-                    f"{SEPARATORS[separator]}"
-                )
-            for name in wanted:
-                value = fields[header.index(name)]
-                if value.isascii() and value.isdecimal() and len(value) < 19:
-                    continue
-                whole = re.fullmatch(r"\s*([+-]?\d+)(\.0*)?\s*", value, re.ASCII)
-                if not whole:
-                    raise DataError(
-                        f"{path}: line {number}: {name} {value[:40]!r} is not an integer; "
-                        "write whole numbers"
-                    )
-                if not -(2**63) <= int(whole[1]) < 2**63:
-                    raise DataError(
-                        f"{path}: line {number}: {name} {value[:40]} does not fit 64 bits; "
-                        "write a smaller number"
-                    )
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text; save the table as plain text") from None
-    reason = " ".join(str(error).split())
-    raise DataError(f"{path}: cannot be read ({reason}); write it again as plain text") from error
-
-
-def _rows(path: Path) -> Iterable[tuple[int, str]]:
-    """(line number, text) of the rows below the header that are not blank."""
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            line = line.rstrip("\n")
-            if number > 1 and line:
-                yield number, line
-
-
-def _line_of(path: Path, row: int) -> int:
-    """Line, counted from 1, of the row-th row below the header."""
-    return next(number for at, (number, _) in enumerate(_rows(path)) if at == row)

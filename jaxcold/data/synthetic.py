@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxcold.data.pairs.dataset import ContentFeatures, Dataset, Interactions
 from jaxcold.data.pairs.split import make_split
-from jaxcold.types import Representations
+from jaxcold.types import DataError, Representations
 
 LATENT = 8
 MODES = {"text": (0, 5, 48), "image": (3, 8, 32)}  # first and end latent coordinate, width
@@ -44,9 +44,21 @@ def make(
         sharpness: how strictly users follow their preference; 0 is taking items at random.
         nuisance: standard deviation of the irrelevant content directions, the relevant being 1.
 
+    Raises:
+        DataError: for an option that is not finite.
+
     Returns:
         The data set; ``oracle`` holds the latents [U, 8] and [I, 8], f32.
     """
+    numbers = {
+        "per_user": per_user,
+        "popularity": popularity,
+        "sharpness": sharpness,
+        "nuisance": nuisance,
+    }
+    for option, value in numbers.items():
+        if not np.isfinite(value):
+            raise DataError(f"{option}={value}: must be a finite number")
     generator = np.random.default_rng(seed)
     item = _unit(generator.normal(size=(items, LATENT)))
     user = _unit(generator.normal(size=(users, LATENT)))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxcold
-from jaxcold.files import write_atomic
+from jaxcold.files import sync_folder, write_atomic
 from jaxcold.types import DataError
 
 FORMAT = 2
@@ -57,12 +57,11 @@ def write(folder: str | os.PathLike, meta: Mapping[str, Any], files: Mapping[str
         text = (json.dumps(contents, indent=2) + "\n").encode()
         if len(text) > _META_BYTES:
             raise DataError(f"{META} would have {len(text)} bytes; shorten the column names")
-        _sync(target)  # the files that model.json names exist before it does
+        # Last: the files that it names are on disk.
         write_atomic(target / META, text)
-        _sync(target)
         if not older:
             os.rename(target, folder)
-            _sync(folder.parent)
+            sync_folder(folder.parent)
     except BaseException:
         if not older:
             shutil.rmtree(target, ignore_errors=True)
@@ -182,12 +181,3 @@ def _holds_artifact(folder: Path) -> bool:
     except (OSError, ValueError, AttributeError, RecursionError):
         pass
     raise DataError(f"{folder}: holds other files than a saved model; name a new or empty folder")
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

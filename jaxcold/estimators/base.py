@@ -19,7 +19,7 @@ from safetensors.numpy import save as save_arrays
 
 from jaxcold.estimators import artifact, frames
 from jaxcold.eval.ranking import top_k
-from jaxcold.reporting.tables import Progress
+from jaxcold.reporting.progress import Progress
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import Csr, DataError, EvalSlice, Model, Representations

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from jaxcold.data import content as vectors
-from jaxcold.data import reduction
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences import evaluation
 from jaxcold.data.sequences import split as sequences
@@ -67,7 +66,7 @@ class SASRec:
     item: np.ndarray  # f32[I, dim]: trained rows of warm items, reduced content of cold ones
     warm: np.ndarray  # bool[I]: training read the item
     width: int | None  # number of raw content features; None for a table without content
-    reduction: reduction.Reduction | None  # raw content to `dim` numbers; None takes it as it is
+    reduction: vectors.Reduction | None  # raw content to `dim` numbers; None takes it as it is
     options: Mapping[str, Any]  # of `jaxcold.models.sasrec.build`, and how it was trained
     encoder: Mapping[str, np.ndarray]  # parameters by path, without the item table
     columns: list[str | int] | None = None  # names of the content's columns; None of an array
@@ -369,7 +368,7 @@ class SASRec:
             if columns is not None:
                 columns = schema.check_columns(columns, width or 0)
             schema.check_arrays(arrays, schema.sasrec_arrays(arrays, options, width, len(items)))
-            fields = [f"reduction/{name}" for name in reduction.Reduction._fields]
+            fields = [f"reduction/{name}" for name in vectors.Reduction._fields]
             if fields[0] in arrays and not (arrays["reduction/scale"] > 0).all():
                 raise ValueError("reduction/scale is not positive")
             loaded = cls(
@@ -377,7 +376,7 @@ class SASRec:
                 item=arrays["items/embedding"],
                 warm=arrays["items/warm"],
                 width=width,
-                reduction=reduction.Reduction(*(arrays[name] for name in fields))
+                reduction=vectors.Reduction(*(arrays[name] for name in fields))
                 if fields[0] in arrays
                 else None,
                 options=options,

@@ -22,7 +22,7 @@ from jaxcold.types import Csr, DataError, Model, Representations
 MODEL = "semco"  # in model.json
 
 # Temperatures by gradient and alpha, for users with tens of items. Measured on citeulike-a, where
-# the exact gradient was ahead with its own (README.md). Softmax has one gradient.
+# the exact gradient was ahead with its own (experiments/RESULTS.md). Softmax has one gradient.
 TAU = {
     "fenchel_young": {1.0: 0.15, 1.5: 1.25, 2.0: 5.0},
     "autodiff": {1.0: 0.15, 1.5: 2.0, 2.0: 12.0},

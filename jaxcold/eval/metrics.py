@@ -1,4 +1,4 @@
-"""Accuracy and fairness of ranked lists, for any list of cut-offs.
+"""Accuracy and fairness of ranked lists at any number of cut-offs.
 
 All values are float64 and unrounded. The rank of the first recommended item is 1. A recommended
 item that the user holds out is a hit.
@@ -12,7 +12,7 @@ per item i that some user holds out:
   mdg     mean over the users who hold i out of 1 / log2(rank + 1), 0 where i is not in the list
 per slice, over the items of ``EvalSlice.items``, with x the number of lists that show an item:
   gini      1 - sum_{i<j} |x_i - x_j| / (n^2 mean(x)): 1 when all are shown equally often
-  coverage  share of the items with x > 0
+  coverage  fraction of the items with x > 0
 
 Sources: recall, ndcg and gini as in Meehan and Pauwels, "On inherited popularity bias in cold-start
 item recommendation", RecSys 2025; mdg (mean discounted gain) as in Zhu et al., "Fairness among new
@@ -28,7 +28,7 @@ from jaxcold.types import Csr, EvalSlice, TopK
 
 
 class Metrics(NamedTuple):
-    """Values behind the means, by names such as "recall@20". n users, H held-out, S shown items."""
+    """Values per user and item, by names such as "recall@20"."""
 
     users: np.ndarray  # i32[n]
     per_user: dict[str, np.ndarray]  # recall, ndcg, hr, mrr: f64[n]
@@ -38,7 +38,7 @@ class Metrics(NamedTuple):
     exposure: dict[str, np.ndarray]  # "exposure@20": i64[S] lists that show the item
 
     def mean(self) -> dict[str, float]:
-        """One number per metric and cut-off; NaN for a mean over nobody."""
+        """One number per metric and cut-off; NaN for a mean over no user or item."""
         values = {name: _mean(value) for name, value in (self.per_user | self.per_item).items()}
         for name, counts in self.exposure.items():
             cutoff = name.partition("@")[2]
@@ -48,12 +48,13 @@ class Metrics(NamedTuple):
 
 
 def evaluate(topk: TopK, eval_slice: EvalSlice, cutoffs: Sequence[int]) -> Metrics:
-    """Compares ranked lists with the held-out items of a slice.
+    """Metrics of ranked lists against the held-out items of a slice.
 
     Args:
         topk: lists for exactly the users of the slice, in their order; -1 is no item.
         eval_slice: the held-out items, and the items whose exposure counts.
-        cutoffs: list lengths to report, each between 1 and the length of the given lists.
+        cutoffs: list lengths to report, each from 1. One beyond the length of the given lists is
+            allowed where they have room for every candidate: a longer list would be the same.
 
     Returns:
         Values per user and per item, and their means through ``Metrics.mean``.
@@ -66,17 +67,20 @@ def evaluate(topk: TopK, eval_slice: EvalSlice, cutoffs: Sequence[int]) -> Metri
     held = positives.counts  # i64[n]
     items, holder_counts = np.unique(positives.indices, return_counts=True)
     hit = _member(topk.items, positives)  # bool[n, K]
-    at = np.arange(1, topk.items.shape[1] + 1)
-    gain = 1 / np.log2(at + 1)
+    length = topk.items.shape[1]
+    # The ideal list has min(|P|, k) items, which may be more than the candidates.
+    ideal_length = min(int(held.max(initial=0)), max(cutoffs, default=0))
+    rank = np.arange(1, max(length, ideal_length) + 1)
+    gain = 1 / np.log2(rank + 1)
     ideal = np.concatenate([[0.0], np.cumsum(gain)])
     per_user, per_item, exposure = {}, {}, {}
     for k in cutoffs:
         hits = hit[:, :k]
         row, column = np.nonzero(hits)
         per_user[f"recall@{k}"] = hits.sum(1) / held
-        per_user[f"ndcg@{k}"] = (hits * gain[:k]).sum(1) / ideal[np.minimum(held, k)]
+        per_user[f"ndcg@{k}"] = (hits * gain[: hits.shape[1]]).sum(1) / ideal[np.minimum(held, k)]
         per_user[f"hr@{k}"] = hits.any(1).astype(np.float64)
-        per_user[f"mrr@{k}"] = (hits / at[:k]).max(1, initial=0.0)
+        per_user[f"mrr@{k}"] = (hits / rank[: hits.shape[1]]).max(1, initial=0.0)
         per_item[f"mdg@{k}"] = (
             np.bincount(np.searchsorted(items, topk.items[row, column]), gain[column], len(items))
             / holder_counts
@@ -110,7 +114,7 @@ def _exposure(lists: np.ndarray, pool: np.ndarray) -> np.ndarray:
 
 
 def _member(lists: np.ndarray, sets: Csr) -> np.ndarray:
-    """bool, as lists: whether entry [r, c] is in row r of the sets (sorted rows)."""
+    """bool[n, K]: whether entry [r, c] of the lists is in row r of the sets (sorted rows)."""
     width = int(max(lists.max(initial=0), sets.indices.max(initial=0))) + 1
     row = np.arange(len(lists), dtype=np.int64)[:, None]
     known = np.repeat(row[:, 0], sets.counts) * width + sets.indices
@@ -121,7 +125,7 @@ def _member(lists: np.ndarray, sets: Csr) -> np.ndarray:
 
 
 def _distinct(csr: Csr) -> Csr:
-    """The rows as sorted sets."""
+    """The rows, sorted and without duplicates."""
     row = csr.row_of_entry
     order = np.lexsort((csr.indices, row))
     row, value = row[order], csr.indices[order]
@@ -148,6 +152,7 @@ def _check(topk: TopK, eval_slice: EvalSlice, cutoffs: Sequence[int]) -> None:
             f"user {eval_slice.users[empty[0]]} holds nothing out; leave it out of the slice"
         )
     length = topk.items.shape[1]
+    has_all = length >= len(eval_slice.candidates)
     for k in cutoffs:
-        if not 1 <= k <= length:
+        if k < 1 or (k > length and not has_all):
             raise ValueError(f"cut-off {k} is outside 1..{length}, the length of the lists")

@@ -1,4 +1,4 @@
-"""Representations and an evaluation slice to the best K items of every user.
+"""The best K candidates of every user, by the dot product of user and item vectors.
 
 Users are scored in blocks, so memory does not grow with their number. Equal scores are ordered by
 ascending item id on every backend. Scores that differ only by rounding are not equal: two backends
@@ -15,8 +15,8 @@ import numpy as np
 from jaxcold import parallel
 from jaxcold.types import Csr, EvalSlice, Representations, TopK
 
-# A block of float32 scores of about 4 MB stays in a core's cache between the passes over it. With
-# many candidates a block still holds enough users for the matrix product to be efficient.
+# Scores in a block. On the host 4 MB of float32 stay in a core's cache between the passes over
+# them. With many candidates a block has this many users still, or the product is inefficient.
 _HOST_BLOCK = 2**20
 _DEVICE_BLOCK = 2**24
 _MIN_USERS = 32
@@ -31,25 +31,26 @@ def top_k(
     method: Literal["auto", "host", "device"] = "auto",
     devices: parallel.Devices = parallel.ONE,
 ) -> TopK:
-    """Ranks the candidates of a slice for each of its users by dot product.
+    """Ranked candidates of a slice for each of its users, by dot product.
 
     Args:
         representations: user f32[U, D] and item f32[I, D] vectors.
         eval_slice: which users, which candidate items, and the items hidden from each user.
-        k: length of the lists.
+        k: length of the lists; at most the number of candidates is used.
         block_users: users scored at once; unset, chosen from the number of candidates.
         method: where the best k of the scores are selected: "device" is ``lax.top_k``, "host"
             NumPy. "auto" takes the host where JAX has only the CPU: there ``lax.top_k`` takes
             several times as long as the matrix product.
-        devices: of several each holds its part of the candidates and finds the best of them, and
-            the best of these are taken; the lists are the same.
+        devices: several devices rank a shard of the candidates each, then the best of the shards
+            are merged; the lists are the same.
 
     Returns:
-        n lists of k items, padded with -1 and -inf where fewer than k candidates remain.
+        n lists of K = min(k, candidates) items, padded with -1 and -inf for users from whom some of
+        the candidates are hidden and fewer than K remain.
 
     Raises:
         ValueError: if a vector is not finite or so large that a score would overflow, if ids are
-            out of range, or if the parts of the slice do not fit together.
+            out of range, or if the arrays of the slice do not fit together.
     """
     _check(representations, eval_slice, k)
     user = np.asarray(representations.user, np.float32)[eval_slice.users]
@@ -66,25 +67,26 @@ def top_k(
         block_users = max(budget // max(len(item), 1), _MIN_USERS)
     hidden = _columns(eval_slice.exclude, eval_slice.candidates)
     columns, scores = _blocks(user, item, hidden, min(k, len(item)), block_users, method, devices)
-    return _pad(eval_slice, columns, scores, k)
+    return _as_lists(eval_slice, columns, scores)
 
 
 def random_top_k(eval_slice: EvalSlice, k: int, seed: int) -> TopK:
-    """A ranking by chance, the floor that every method has to leave behind.
+    """Random lists, the lower bound for every method.
 
     Each user gets k distinct candidates, none of them hidden, uniformly at random; popularity has
     no influence. The lists depend on the slice and the seed alone.
 
     Args:
         eval_slice: which users, which candidate items, and the items hidden from each user.
-        k: length of the lists.
+        k: length of the lists; at most the number of candidates is used.
         seed: of the NumPy generator.
 
     Returns:
-        n lists of k items; the scores are the uniform numbers that ordered them.
+        n lists of K = min(k, candidates) items, padded as in `top_k`; the scores are the uniform
+        numbers that order them.
 
     Raises:
-        ValueError: if k < 1 or if the parts of the slice do not fit together.
+        ValueError: if k < 1 or if the arrays of the slice do not fit together.
     """
     _check(None, eval_slice, k)
     rng = np.random.default_rng(seed)
@@ -97,7 +99,7 @@ def random_top_k(eval_slice: EvalSlice, k: int, seed: int) -> TopK:
         rows = slice(start, min(start + block, n))
         drawn = rng.random((rows.stop - rows.start, width), dtype=np.float32)
         columns[rows], scores[rows] = rank_scores(drawn, _rows(hidden, rows), columns.shape[1])
-    return _pad(eval_slice, columns, scores, k)
+    return _as_lists(eval_slice, columns, scores)
 
 
 def rank_scores(scores: np.ndarray, exclude: Csr | None, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,8 +134,8 @@ def rank_scores(scores: np.ndarray, exclude: Csr | None, k: int) -> tuple[np.nda
     groups = min(width, max(256, 8 * k))
     maxima = scores[:, :groups].copy()
     for start in range(groups, width, groups):
-        part = scores[:, start : start + groups]
-        np.maximum(maxima[:, : part.shape[1]], part, out=maxima[:, : part.shape[1]])
+        chunk = scores[:, start : start + groups]
+        np.maximum(maxima[:, : chunk.shape[1]], chunk, out=maxima[:, : chunk.shape[1]])
     if not (maxima < np.inf).all():  # false for NaN as well
         bad = np.flatnonzero(~(maxima < np.inf).all(1))[0]
         raise ValueError(f"row {bad} holds a score that is NaN or +inf; scores must be finite")
@@ -161,12 +163,12 @@ def rank_scores(scores: np.ndarray, exclude: Csr | None, k: int) -> tuple[np.nda
 
 
 def _exactly_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """Marks k entries per row, ties at the k-th score by ascending column. scores: [n, C]."""
+    """bool[n, C]: the k best entries of each row, ties at the k-th score by ascending column."""
     last = np.partition(scores, scores.shape[1] - k, axis=1)[:, -k, None]
     above = scores > last
     tied = scores == last
-    room = k - np.count_nonzero(above, axis=1, keepdims=True)
-    return above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= room))
+    free = k - np.count_nonzero(above, axis=1, keepdims=True)
+    return above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= free))
 
 
 def _blocks(
@@ -178,46 +180,47 @@ def _blocks(
     method: str,
     devices: parallel.Devices,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Best columns and scores of all users. All blocks are padded to one shape, one program."""
+    """Best columns and scores of all users; blocks are padded to one shape and compiled once."""
     n = len(user)
     columns = np.empty((n, k), np.int32)
     best = np.empty((n, k), np.float32)
     if not best.size:
         return columns, best
     block = min(block, n)
-    parts = [slice(start, min(start + block, n)) for start in range(0, n, block)]
-    longest = max(int(hidden.indptr[rows.stop] - hidden.indptr[rows.start]) for rows in parts)
-    spare = -len(item) % devices.n
-    placed = devices.put(np.pad(item, ((0, spare), (0, 0))) if spare else item, split=True)
+    blocks = [slice(start, min(start + block, n)) for start in range(0, n, block)]
+    longest = max(int(hidden.indptr[rows.stop] - hidden.indptr[rows.start]) for rows in blocks)
+    padding = -len(item) % devices.n
+    item_rows = np.pad(item, ((0, padding), (0, 0))) if padding else item
+    placed = devices.put(item_rows, sharded=True)
     pending: list[tuple] = []
 
-    def settle() -> None:
-        rows, found = pending.pop(0)
+    def finish_oldest() -> None:
+        rows, result = pending.pop(0)
         size = rows.stop - rows.start
         if method == "device":
-            scores, chosen = jax.device_get(found)
+            scores, chosen = jax.device_get(result)
             columns[rows] = np.where(scores[:size] == -np.inf, -1, chosen[:size])
             best[rows] = scores[:size]
         else:
-            columns[rows], best[rows] = rank_scores(np.asarray(found)[:size], None, k)
+            columns[rows], best[rows] = rank_scores(np.asarray(result)[:size], None, k)
 
-    for rows in parts:
+    for rows in blocks:
         size = rows.stop - rows.start
-        part = _rows(hidden, rows)
+        excluded = _rows(hidden, rows)
         vectors = np.zeros((block, user.shape[1]), np.float32)
         vectors[:size] = user[rows]
         # Padding points past the last row, where a scatter with mode "drop" writes nothing.
-        where = np.full((2, longest), block, np.int32)
-        where[0, : len(part.indices)] = part.row_of_entry
-        where[1, : len(part.indices)] = part.indices
+        entries = np.full((2, longest), block, np.int32)
+        entries[0, : len(excluded.indices)] = excluded.row_of_entry
+        entries[1, : len(excluded.indices)] = excluded.indices
         if devices.mesh is not None:
-            pending.append((rows, _best(devices, k, len(item), vectors, placed, where)))
+            pending.append((rows, _best(devices, k, len(item), vectors, placed, entries)))
         else:
-            scores = _score(vectors, placed, where)
+            scores = _score(vectors, placed, entries)
             pending.append((rows, _select(scores, k) if method == "device" else scores))
         if len(pending) > 1:  # the next block is scored while this one is selected from
-            settle()
-    settle()
+            finish_oldest()
+    finish_oldest()
     return columns, best
 
 
@@ -239,7 +242,7 @@ def _best(
     item: jax.Array,
     hidden: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `_score` and `_select`, of `count` candidates that are split over devices."""
+    """As `_score` and `_select`, of `count` candidates that are sharded over devices."""
     axis = devices.axis
 
     def body(user: jax.Array, item: jax.Array, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -248,7 +251,7 @@ def _best(
         scores = _score(user, item, hidden.at[1].set(parallel.local_index(hidden[1], own, axis)))
         scores = jnp.where((column < count)[None, :], scores, -jnp.inf)
         best, at = jax.lax.top_k(scores, min(k, own))
-        # Parts follow one another as columns do, and ties go to the first: to the lowest column.
+        # Shards are in the order of the columns, and ties go to the first: to the lowest column.
         every, columns = (parallel.gather(x.T, axis).T for x in (best, column[at]))
         best, at = jax.lax.top_k(every, k)
         return best, jnp.take_along_axis(columns, at, 1)
@@ -261,7 +264,7 @@ _select = jax.jit(jax.lax.top_k, static_argnums=1)
 
 
 def _columns(exclude: Csr, candidates: np.ndarray) -> Csr:
-    """Item ids to positions among the ascending candidates; other items are dropped."""
+    """The excluded items as positions among the ascending candidates, without other items."""
     position = np.searchsorted(candidates, exclude.indices)
     position[position == len(candidates)] = 0
     known = np.zeros(len(position), bool)
@@ -271,24 +274,20 @@ def _columns(exclude: Csr, candidates: np.ndarray) -> Csr:
 
 
 def _rows(csr: Csr, rows: slice) -> Csr:
-    """A run of rows, without copying the indices."""
+    """Consecutive rows, without a copy of the indices."""
     first, last = csr.indptr[rows.start], csr.indptr[rows.stop]
     return Csr(csr.indptr[rows.start : rows.stop + 1] - first, csr.indices[first:last])
 
 
-def _pad(eval_slice: EvalSlice, columns: np.ndarray, scores: np.ndarray, k: int) -> TopK:
-    """Columns to item ids, and lists of length k."""
-    shape = (len(columns), k)
-    items = np.full(shape, -1, np.int32)
-    padded = np.full(shape, -np.inf, np.float32)
-    width = columns.shape[1]
-    if width:
-        items[:, :width] = np.where(columns < 0, -1, eval_slice.candidates[columns])
-        padded[:, :width] = scores
+def _as_lists(eval_slice: EvalSlice, columns: np.ndarray, scores: np.ndarray) -> TopK:
+    """The lists with item ids in place of columns."""
+    items = np.full(columns.shape, -1, np.int32)
+    if columns.size:
+        items = np.where(columns < 0, -1, eval_slice.candidates[columns]).astype(np.int32)
     if not eval_slice.list_without_history:
         empty = eval_slice.histories.counts[eval_slice.users] == 0
-        items[empty], padded[empty] = -1, -np.inf
-    return TopK(np.asarray(eval_slice.users, np.int32), items, padded)
+        items[empty], scores[empty] = -1, -np.inf
+    return TopK(np.asarray(eval_slice.users, np.int32), items, scores)
 
 
 def _check(representations: Representations | None, eval_slice: EvalSlice, k: int) -> None:

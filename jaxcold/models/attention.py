@@ -1,9 +1,12 @@
 """Attention among the tokens of a batch, with the feed-forward layer that follows it.
 
-Tokens are a list; attention alone looks at rectangles, see `jaxcold.data.sequences.batches`.
+Tokens are a list. Attention alone pads them, into buckets of like lengths, see
+`jaxcold.data.sequences.batches`.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,27 +21,27 @@ INIT = 0.02  # standard deviation of fresh weights
 
 
 @jax.custom_vjp
-def _arrange(x: Array, index: Array, inverse: Array) -> Array:
-    """Rows of x at an index, zeros beyond its end. The two indices undo each other.
+def _permute(x: Array, index: Array, inverse: Array) -> Array:
+    """Rows of x at an index, zeros beyond its end; `inverse` is the index of the way back.
 
-    So the derivative is the way back: a gather too, where autodiff would scatter.
+    The derivative is a gather by the inverse, where autodiff would scatter.
     """
     return x.at[index].get(mode="fill", fill_value=0)
 
 
-def _arrange_forward(x: Array, index: Array, inverse: Array) -> tuple[Array, Any]:
-    return _arrange(x, index, inverse), (index, inverse)
+def _permute_forward(x: Array, index: Array, inverse: Array) -> tuple[Array, Any]:
+    return _permute(x, index, inverse), (index, inverse)
 
 
-def _arrange_backward(indices: Any, cotangent: Array) -> tuple[Array, None, None]:
+def _permute_backward(indices: Any, cotangent: Array) -> tuple[Array, None, None]:
     index, inverse = indices
-    return _arrange(cotangent, inverse, index), None, None
+    return _permute(cotangent, inverse, index), None, None
 
 
-_arrange.defvjp(_arrange_forward, _arrange_backward)
+_permute.defvjp(_permute_forward, _permute_backward)
 
 
-def drop_some(x: Array, rate: float, key: Array | None) -> Array:
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """Dropout; without a key nothing is dropped."""
     if key is None or rate == 0:
         return x
@@ -47,8 +50,18 @@ def drop_some(x: Array, rate: float, key: Array | None) -> Array:
 
 
 def split_key(key: Array | None, parts: int) -> list[Array | None]:
-    """As many keys, or as often none."""
+    """`parts` keys, or None as many times."""
     return [None] * parts if key is None else list(jax.random.split(key, parts))
+
+
+# One function for all layers: Flax 0.11 keeps it in a layer's structure, and two models of another
+# structure are two programs.
+_normal = nnx.initializers.normal(INIT)
+
+
+@functools.cache
+def _uniform(bound: float) -> Callable[[Array, Any, Any], Array]:
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Block(nnx.Module):
@@ -65,12 +78,8 @@ class Block(nnx.Module):
     ):
         # Flax rounds parameters and inputs to a layer's dtype; None leaves them as they are.
         dtype = None if compute == "float32" else jnp.bfloat16
-        normal = nnx.initializers.normal(INIT)
         # Xavier over the three projections as one [d, 3 d] matrix: what the reference keeps.
-        bound = math.sqrt(6 / (4 * dim))
-
-        def uniform(key: Array, shape: Any, dtype: Any) -> Array:
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
+        uniform = _uniform(math.sqrt(6 / (4 * dim)))
 
         def linear(init: Any) -> nnx.Linear:
             return nnx.Linear(dim, dim, kernel_init=init, dtype=dtype, rngs=rngs)
@@ -80,7 +89,7 @@ class Block(nnx.Module):
 
         self.norm1, self.norm2 = norm(), norm()
         self.query, self.key, self.value = linear(uniform), linear(uniform), linear(uniform)
-        self.out, self.first, self.second = linear(normal), linear(normal), linear(normal)
+        self.out, self.first, self.second = linear(_normal), linear(_normal), linear(_normal)
         self.heads = heads
         self.dropout = dropout
 
@@ -90,36 +99,36 @@ class Block(nnx.Module):
         q = self.norm1(x)
         y = q + self.out(self._attend(q, x, tokens, keys[0], additive))
         z = self.norm2(y)
-        inner = jax.nn.relu(drop_some(self.first(z), self.dropout, keys[1]))
-        return z + drop_some(self.second(inner), self.dropout, keys[2])
+        inner = jax.nn.relu(dropout(self.first(z), self.dropout, keys[1]))
+        return z + dropout(self.second(inner), self.dropout, keys[2])
 
     def _attend(
         self, q: Array, x: Array, tokens: Tokens, key: Array | None, additive: bool
     ) -> Array:
         size = x.shape[1] // self.heads
-        parts = jnp.stack([self.query(q) / math.sqrt(size), self.key(x), self.value(x)], axis=1)
-        index = jnp.concatenate([r.reshape(-1) for r in tokens.buckets])
-        slots = _arrange(parts, index, tokens.slot)
+        projections = jnp.stack(
+            [self.query(q) / math.sqrt(size), self.key(x), self.value(x)], axis=1
+        )
+        index = jnp.concatenate([bucket.reshape(-1) for bucket in tokens.buckets])
+        slots = _permute(projections, index, tokens.slot)
         real = tokens.item.at[index].get(mode="fill", fill_value=0) > 0
-        found, start = [], 0
-        for rectangle, drop in zip(
-            tokens.buckets, split_key(key, len(tokens.buckets)), strict=True
-        ):
-            n, length = rectangle.shape
+        outputs, start = [], 0
+        for bucket, drop in zip(tokens.buckets, split_key(key, len(tokens.buckets)), strict=True):
+            n, length = bucket.shape
             stop = start + n * length
             q, k, v = jnp.moveaxis(slots[start:stop].reshape(n, length, 3, self.heads, size), 2, 0)
-            seen = real[start:stop].reshape(n, 1, 1, length)
+            visible = real[start:stop].reshape(n, 1, 1, length)
             at = jnp.arange(length)
             before = (at[None, :] <= at[:, None])[None, None]
             logits = jnp.einsum("nihd,njhd->nhij", q, k).astype(x.dtype)
             if additive:
-                logits = jnp.where(before, logits + seen, -jnp.inf)
+                logits = jnp.where(before, logits + visible, -jnp.inf)
             else:
                 # A slot without a token sees itself: a row of -inf would be NaN.
                 itself = (at[None, :] == at[:, None])[None, None]
-                logits = jnp.where(before & (seen | itself), logits, -jnp.inf)
-            weights = drop_some(jax.nn.softmax(logits, axis=-1), self.dropout, drop)
+                logits = jnp.where(before & (visible | itself), logits, -jnp.inf)
+            weights = dropout(jax.nn.softmax(logits, axis=-1), self.dropout, drop)
             mixed = jnp.einsum("nhij,njhd->nihd", weights.astype(v.dtype), v)
-            found.append(mixed.reshape(n * length, -1))
+            outputs.append(mixed.reshape(n * length, -1))
             start = stop
-        return _arrange(jnp.concatenate(found), tokens.slot, index)
+        return _permute(jnp.concatenate(outputs), tokens.slot, index)

@@ -55,6 +55,11 @@ def build(
     ) -> np.ndarray:
         del params, model_state
         read = histories if max_length is None else truncate(histories, max_length)
+        last = read.indices.max(initial=-1)
+        if last >= len(item_vectors):
+            raise ValueError(
+                f"history item {last} has no content row; there are {len(item_vectors)}"
+            )
         return history_means(read, item_vectors)
 
     return untrained(encode_items, encode_users)

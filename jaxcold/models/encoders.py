@@ -24,6 +24,7 @@ from jaxcold.models.layers import (
     Compute,
     Dense,
     ModalityFusion,
+    ModuleList,
     Moments,
     NormedDense,
     fill_state,
@@ -33,7 +34,7 @@ from jaxcold.models.layers import (
 )
 
 # Rows encoded by one call outside training. One fixed shape means one compiled program, and that
-# an item's embedding has the same bits alone as inside the catalogue.
+# an item's embedding has the same bits alone and inside the catalogue.
 BLOCK = 1024
 
 
@@ -50,7 +51,7 @@ class ContentEncoder(nnx.Module):
         rngs: nnx.Rngs,
         compute: Compute = "float32",
     ):
-        self.modes = nnx.List([NormedDense(width, hidden, rngs=rngs) for width in widths])
+        self.modes = ModuleList([NormedDense(width, hidden, rngs=rngs) for width in widths])
         self.fusion = (
             ModalityFusion(len(widths), hidden, attention_layers, rngs=rngs, compute=compute)
             if len(widths) > 1
@@ -269,7 +270,7 @@ def encode(
         encoder: trained.
         tables: M arrays [n, D_m] of raw features of any float type, possibly memory-mapped.
         present: M arrays bool[n]; where False the item lacks the mode.
-        together: of several hosts, all of which call this, each embeds a share of the items.
+        together: of several hosts, all of which call this, each embeds a shard of the items.
 
     Returns:
         f32[n, out] unit rows.
@@ -286,10 +287,10 @@ def encode(
         rows = tuple(
             vectors.take_unit_rows(table, p, ids) for table, p in zip(tables, present, strict=True)
         )
-        there = tuple((ids >= 0) & np.asarray(p)[ids] for p in present)
-        return np.asarray(_embed_block(*encoder, rows, there))[: end - start]
+        masks = tuple((ids >= 0) & np.asarray(p)[ids] for p in present)
+        return np.asarray(_embed_block(*encoder, rows, masks))[: end - start]
 
-    # A host without a share makes a block too, of no items: what it has is as wide as the rest.
+    # A host without items makes a block too, so that all hosts' rows have one width.
     starts = range(first, max(end, first + 1), BLOCK)
     own = np.concatenate([block(start) for start in starts])
     return np.concatenate(parallel.all_gather_hosts(own)) if together else own

@@ -15,6 +15,9 @@ from jaxcold.data import content as vectors
 
 Compute = Literal["float32", "bfloat16"]
 
+# A list of submodules: Flax 0.12 asks for `nnx.List`, Flax 0.11 has plain lists.
+ModuleList: Any = getattr(nnx, "List", list)
+
 
 def rounded(x: Array, compute: Compute) -> Array:
     """What a matrix product multiplies: x itself, or in 8 bits of mantissa."""
@@ -47,8 +50,8 @@ def _half_forward(x: Array, y: Array) -> tuple[Array, Any]:
     return sums(x16, y16), (x16, y16, jnp.zeros(0, x.dtype), jnp.zeros(0, y.dtype))
 
 
-def _half_backward(kept: Any, g: Array) -> tuple[Array, Array]:
-    x, y, like_x, like_y = kept
+def _half_backward(residuals: Any, g: Array) -> tuple[Array, Array]:
+    x, y, like_x, like_y = residuals
     g = rounded(g, "bfloat16")
     return sums(g, y.T).astype(like_x.dtype), sums(x.T, g).astype(like_y.dtype)
 
@@ -108,20 +111,20 @@ def catalogue_moments(table: np.ndarray, rows: np.ndarray, *, chunk: int = 16384
     Args:
         table: [I, D] features of any float type, possibly memory-mapped.
         rows: i32[n] the rows that form the catalogue.
-        chunk: rows held in memory at once.
+        chunk: rows in memory at once.
     """
     width = table.shape[1]
     total = np.zeros(width)
     for at in range(0, len(rows), chunk):
-        part = vectors.unit_rows(vectors.take(table, rows[at : at + chunk]))
-        total += part.sum(0, dtype=np.float64)
+        block = vectors.unit_rows(vectors.take(table, rows[at : at + chunk]))
+        total += block.sum(0, dtype=np.float64)
     mean = total / max(len(rows), 1)
     cov = np.zeros((width, width))
     for at in range(0, len(rows), chunk):
         # Centred before the product: no cancellation, so float32 is enough inside a chunk.
-        part = vectors.unit_rows(vectors.take(table, rows[at : at + chunk]))
-        part -= mean.astype(np.float32)
-        cov += part.T @ part
+        block = vectors.unit_rows(vectors.take(table, rows[at : at + chunk]))
+        block -= mean.astype(np.float32)
+        cov += block.T @ block
     cov /= max(len(rows), 1)
     return Moments(jnp.asarray(mean, jnp.float32), jnp.asarray(cov, jnp.float32))
 
@@ -215,9 +218,9 @@ class ModalityFusion(nnx.Module):
         columns = jnp.split(logits, len(hidden), axis=-1)
         if present is not None:
             # Items without any mode keep finite weights; their rows are zeroed by the encoder.
-            nothing = ~functools.reduce(jnp.logical_or, present)
+            is_empty = ~functools.reduce(jnp.logical_or, present)
             columns = [
-                jnp.where((p | nothing)[:, None], column, -jnp.inf)
+                jnp.where((p | is_empty)[:, None], column, -jnp.inf)
                 for column, p in zip(columns, present, strict=True)
             ]
         top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, columns))

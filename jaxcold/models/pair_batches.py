@@ -17,8 +17,8 @@ from jaxcold import parallel
 from jaxcold.data import content as vectors
 from jaxcold.data.pairs.batches import (
     SAMPLE,
-    apart,
     capacity_of_steps,
+    group_by_shard,
     prefetch,
     round_up,
     shuffled_pairs,
@@ -290,9 +290,9 @@ def prepare(
                 at = devices.put(np.int32(i if placed else 0))
                 features: tuple[Array, ...] = ()
                 if stream:
-                    own = apart(ids, items, shards, capacity).reshape(-1)
+                    own = group_by_shard(ids, items, shards, capacity).reshape(-1)
                     rows = tuple(warm_rows(mode, own) for mode in range(len(modes)))
-                    features = devices.put(rows, split=True)
+                    features = devices.put(rows, sharded=True)
                 epoch = Epoch._make((*epoch, counter(entries), counter(capacity)))
                 yield Batch(epoch, at, features)
 

@@ -31,7 +31,6 @@ from jax import Array
 
 from jaxcold import parallel
 from jaxcold.data import content as vectors
-from jaxcold.data import reduction
 from jaxcold.data.pairs.batches import prefetch
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences.batches import Tokens, truncate
@@ -152,14 +151,14 @@ def embed_content(
 
 def contents(
     dataset: SequenceDataset, dim: int, reduce: str
-) -> tuple[np.ndarray, reduction.Reduction | None]:
+) -> tuple[np.ndarray, vectors.Reduction | None]:
     """f32[num_items, d] unit rows: the content in the size of an embedding; and what made them so.
 
     Args:
         dataset: its content; warm items decide the reduction.
         dim: d.
-        reduce: "always", see `jaxcold.data.reduction`; or "never": the features as they are, which
-            must then be d.
+        reduce: "always", see `jaxcold.data.content.fit_reduction`; or "never": the features as
+            they are, which must then be d.
 
     Raises:
         DataError: if there is no content, or not in this size.
@@ -167,7 +166,7 @@ def contents(
     if dataset.content is None:
         raise DataError(f"{dataset.name}: has no content; set model.item_table=random")
     if reduce == "always":
-        fitted = reduction.fit(dataset.content[: dataset.num_warm], dim)
+        fitted = vectors.fit_reduction(dataset.content[: dataset.num_warm], dim)
         return fitted(dataset.content), fitted
     if dataset.content.shape[1] != dim:
         raise DataError(
@@ -432,7 +431,7 @@ class _Batches:
                     tokens = packing.pad_shards(inputs, targets, devices.n)
                 else:
                     tokens = packing.pack_shards(inputs, targets, self._capacity, devices.n)
-                yield tokens if devices.mesh is None else devices.put(tokens, split=True)
+                yield tokens if devices.mesh is None else devices.put(tokens, sharded=True)
 
         return prefetch(batches())
 

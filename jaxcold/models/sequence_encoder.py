@@ -17,8 +17,8 @@ from jax import Array
 from jaxcold import parallel
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences.batches import Tokens
-from jaxcold.models.attention import INIT, Block, drop_some, split_key
-from jaxcold.models.layers import Compute, fill_state, named_arrays
+from jaxcold.models.attention import INIT, Block, dropout, split_key
+from jaxcold.models.layers import Compute, ModuleList, fill_state, named_arrays
 from jaxcold.types import Csr
 
 ItemTable = Literal["random", "content", "frozen", "delta"]
@@ -41,15 +41,15 @@ class SASRec(nnx.Module):
         rows: int | None = None,
         compute: Compute = "float32",
     ):
-        # Row 0 is no item: zeros, like what makes a table of `rows` rows divisible.
+        # Row 0 is no item: zeros, as are the rows beyond the items.
         start = INIT * jax.random.normal(rngs.params(), (items + 1, dim)).at[0].set(0)
-        spare = (rows or items + 1) - (items + 1)
-        start = jnp.pad(start, ((0, spare), (0, 0))) if spare else start
+        padding = (rows or items + 1) - (items + 1)
+        start = jnp.pad(start, ((0, padding), (0, 0))) if padding else start
         # A trainable table from content starts there as soon as the content is known.
         self.items = nnx.Param(start) if item_table in ("random", "content") else None
         self.delta = nnx.Param(start) if item_table == "delta" else None
         self.position = nnx.Param(INIT * jax.random.normal(rngs.params(), (max_length, dim)))
-        self.blocks = nnx.List(
+        self.blocks = ModuleList(
             [Block(dim, heads, dropout, rngs=rngs, compute=compute) for _ in range(blocks)]
         )
         self.norm = nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
@@ -85,7 +85,7 @@ class SASRec(nnx.Module):
         """As a call, with the tokens' rows of the table, [T, d]."""
         keys = split_key(key, len(self.blocks) + 1)
         x = math.sqrt(rows.shape[1]) * rows + self.position[...][tokens.position]
-        x = drop_some(x, self.dropout, keys[0])
+        x = dropout(x, self.dropout, keys[0])
         for block, key in zip(self.blocks, keys[1:], strict=True):
             x = block(x, tokens, key, additive)
         return self.norm(x)
@@ -161,7 +161,7 @@ def encoder_from_arrays(
 
     Args:
         options: of `build`.
-        arrays: of `encoder_arrays`; those of the item table are not looked at.
+        arrays: of `encoder_arrays`; those of the item table are ignored.
 
     Raises:
         KeyError, TypeError, ValueError: for options or arrays of another model.

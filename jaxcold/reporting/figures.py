@@ -1,4 +1,4 @@
-"""One picture of a finished run: does it train, does it generalise, who wins, which items gain."""
+"""The summary figure of a run: training curves, test metrics, gain and exposure per item."""
 
 import io
 import os
@@ -15,11 +15,11 @@ from jaxcold.reporting.tables import TITLES, methods
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
 _COLOURS = {"random": "#999999", "content-KNN": "#E69F00", "oracle": "#009E73"}
 _MODEL = "#0072B2"
-# Rows that distillation adds, with a title and what is on the axis.
+# Values in the rows of a distillation run: title and label of the axis.
 _DISTILLATION = {
-    "train/support/student": ("student", "share of similarities kept"),
-    "train/support/teacher": ("teacher", "share of similarities kept"),
-    "train/target_in_support/student": ("student", "share of targets above zero"),
+    "train/support/student": ("student", "fraction of similarities kept"),
+    "train/support/teacher": ("teacher", "fraction of similarities kept"),
+    "train/target_in_support/student": ("student", "fraction of targets above zero"),
     "train/ema_drift": ("moving average", "1 - cosine to the teacher"),
 }
 # Groups of bars: test slice, less "test/", and metric.
@@ -45,7 +45,7 @@ def figure(
     bars: Sequence[tuple[str, str]] = BARS,
     drawn: str = "cold",
 ) -> pathlib.Path:
-    """Draws WORKDIR/summary.png.
+    """Path of WORKDIR/summary.png, which it draws.
 
     Args:
         workdir: an existing folder.
@@ -59,9 +59,6 @@ def figure(
         headline: the slice of validation.
         bars: test slice, less "test/", and metric of each group of bars.
         drawn: the test slice, less "test/", whose items are shown.
-
-    Returns:
-        The path of the picture.
     """
     # Not pyplot: it holds global state, and would look for a display.
     from matplotlib.figure import Figure
@@ -106,7 +103,7 @@ def figure(
 
 
 def _curves(axis: Any, rows: Sequence[Mapping[str, Any]], key: str, title: str, y: str) -> None:
-    """One line per seed over the epochs."""
+    """Draws one line per seed over the epochs."""
     from matplotlib.ticker import MaxNLocator
 
     seeds = sorted({row["seed"] for row in rows if "seed" in row})
@@ -131,11 +128,14 @@ def _bars(
     cutoff: int,
     metrics: Sequence[tuple[str, str]],
 ) -> None:
-    """Test metrics of all methods side by side, with deviations over seeds."""
+    """Draws the test metrics of all methods side by side, with deviations over seeds."""
     groups = [
-        (f"test/{where}/{metric}@{cutoff}", f"{where.rpartition('/')[2]}\n{_METRICS[metric]}")
-        for where, metric in metrics
-        if f"test/{where}/{metric}@{cutoff}" in results["metrics"]
+        (
+            f"test/{slice_name}/{metric}@{cutoff}",
+            f"{slice_name.rpartition('/')[2]}\n{_METRICS[metric]}",
+        )
+        for slice_name, metric in metrics
+        if f"test/{slice_name}/{metric}@{cutoff}" in results["metrics"]
     ]
     shown = methods(results, name)
     width = 0.8 / len(shown)
@@ -157,16 +157,16 @@ def _bars(
 
 
 def _distribution(axis: Any, items: Mapping[str, Metrics], name: str, key: str) -> None:
-    """Values of the items in descending order; items at zero end the line."""
+    """Draws the items' values in descending order; a line ends where the values are zero."""
     metric, _, cutoff = key.partition("@")
     for method, metrics in items.items():
         values = (metrics.per_item | metrics.exposure)[key]
         values = np.sort(values[values > 0])[::-1]
         title = TITLES.get(method, method)
         total = len(metrics.items if metric == "mdg" else metrics.pool)
-        share = 100 * np.arange(1, len(values) + 1) / max(total, 1)
+        percent = 100 * np.arange(1, len(values) + 1) / max(total, 1)
         label = f"{title} ({100 * len(values) / max(total, 1):.0f} % of items above zero)"
-        axis.plot(share, values, color=_COLOURS.get(title, _MODEL), label=label)
+        axis.plot(percent, values, color=_COLOURS.get(title, _MODEL), label=label)
     labels = {
         "mdg": (f"gain per item: MDG@{cutoff}, sorted", f"MDG@{cutoff}"),
         "exposure": (f"exposure per item: top-{cutoff} lists, sorted", "lists that show the item"),

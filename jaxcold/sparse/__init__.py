@@ -1,6 +1,6 @@
 r"""The entmax family: probabilities with exact zeros, and the losses that go with them.
 
-The maths. For alpha >= 1, Tsallis' entropy of a distribution is
+The maths. For alpha > 0, Tsallis' entropy of a distribution is
 
     H(p) = (1 - sum p^alpha) / (alpha (alpha - 1)),    Shannon's at alpha = 1,
 
@@ -8,9 +8,9 @@ and entmax is the distribution that maximises ``p.z + H(p)``:
 
     p = max((alpha - 1) z - eta, 0) ^ (1 / (alpha - 1)),    eta such that sum p = 1.
 
-alpha = 1 is softmax, 1.5 entmax15, 2 sparsemax; more alpha, more zeros. One number per row, eta,
-is all there is to find. With ``w = p^(2 - alpha)`` on the support and 0 off it, the Jacobian is
-``J = diag(w) - w w' / sum w``. The Fenchel-Young loss against a target t is
+alpha = 1 is softmax, 1.5 entmax15, 2 sparsemax; from above 1 on, more alpha, more zeros. One number
+per row, eta, is all there is to find. With ``w = p^(2 - alpha)`` on the support and 0 off it, the
+Jacobian is ``J = diag(w) - w w' / sum w``. The Fenchel-Young loss against a target t is
 ``L = (p - t).z + H(p) - H(t)``, with gradient p - t; it is the cross-entropy at alpha = 1.
 
 >>> import jax, jax.numpy as jnp
@@ -32,39 +32,77 @@ alpha may be learned, one per attention head say: an array with 1 at the axis of
 
 | function | alpha | derivatives |
 |---|---|---|
-| `entmax` | any >= 1, number or array | in z and in an array alpha, any order |
+| `entmax` | (0, 4], number or array | in z and in an array alpha, any order |
 | `sparsemax`, `entmax15` | 2, 1.5 | in z, any order |
-| `threshold` | as `entmax` | as `entmax` |
+| `log_entmax`, `threshold`, `entmax_sigmoid` | as `entmax` | as `entmax` |
 | `support_size` | as `entmax` | none: it counts |
-| `normmax` | order above 1, number or array | in z and in an array order |
-| `budget` | (sparsemax with sum ``budget``) | in z and in the budget |
-| `fenchel_young_loss`, `entmax_loss` | any >= 1, number or array | in z, tau, an array alpha |
-| `sparsemax_loss`, `entmax15_loss` | 2, 1.5 | in z and tau |
-| `linear_entmax_loss`, `linear_softmax_loss` | in [1, 2] | in h, W, tau; h W' is never held whole |
-| `linear_entmax_sum` | in [1, 2] | in h and W: their sum, cheaper to differentiate |
-| `sharded_entmax_sum` | in [1, 2] | in h and W: that sum, the items split over devices |
+| `normmax`, `normmax_loss` | order above 1, number or array | in z and in an array order |
+| `budget` | (sparsemax with sum ``budget``, bounds) | in z, the budget and the bounds |
+| `sparse_simplex` | (sparsemax of the k largest) | in z |
+| `fenchel_young_loss`, `entmax_loss` | as `entmax` | in z, tau, weights, an array alpha |
+| `sparsemax_loss`, `entmax15_loss` | 2, 1.5 | in z, tau and weights |
+| `entmax_sigmoid_loss` | as `entmax` | in z, tau, weights, an array alpha |
+| `entmax_attention` | as `entmax`, one per head | in all operands and alpha |
+| `linear_entmax_loss`, `linear_softmax_loss` | in [1, 2] | in h, W, bias, tau, weights |
+| `linear_entmax_sum` | in [1, 2] | the same: their sum, cheaper to differentiate |
+| `sharded_entmax_sum` | in [1, 2] | in h, W, tau: that sum, the items sharded over devices |
 
-All take any ``axis`` and ``where`` (the linear losses have their own mask), bfloat16 and float16
-(computed in float32), float64 under x64, and work under jit, vmap, scan, remat and shard_map, in
-forward and reverse mode. Where an entry just enters the support the maps have a kink for
-alpha >= 2 (at alpha = 2 a step in the Jacobian; above it the slope there is infinite): derivatives
-are those of the support as computed. For alpha < 2 the first derivative is continuous, and the
-second has steps from 1.5 on.
+The linear losses take h and W and never hold the logits ``h @ W.T``; they have reverse mode alone,
+and a mask of their own. All others take any ``axis`` (one, several or None for all) and ``where``,
+bfloat16 and float16 (computed in float32), float64 under x64. Everything works under jit, vmap,
+scan, remat, shard_map, `jax.export` with a symbolic batch, `jax.disable_jit` and strict dtype
+promotion; each function is one compiled call, also outside jit. Rows sharded over devices stay
+where they are: there is no collective. Where an entry just enters the support the activations have
+a kink for alpha >= 2 (at alpha = 2 a step in the Jacobian; above it the slope there is infinite):
+derivatives are those of the support as computed. For alpha < 2 the first derivative is continuous,
+and the second has steps from 1.5 on. Below alpha = 1 nothing is zero and everything is smooth.
+
+What is invalid is never a plausible number. A parameter out of range (alpha, tau, a budget) raises
+ValueError where its value is known and gives NaN, in the gradient too, where it is traced. NaN or
++inf makes its own row NaN, no other, in the result and in its gradient.
 
 Corner cases. -inf entries get probability 0. A row masked whole by ``where`` gives zeros and no
-gradient. A row of -inf that is not masked raises outside jit and gives zeros inside. NaN or +inf
-makes its own row NaN, no other. The losses ignore rows with a negative label, a label that
-``where`` excludes, or weight 0; see `fenchel_young_loss`.
+gradient. A row of -inf that is not masked raises outside jit and gives zeros inside. The losses
+ignore rows with a negative label, a distribution of zeros, or a target that ``where`` excludes; a
+label beyond the classes gives NaN; see `fenchel_young_loss`, whose rule all losses share.
 
 Which method. ``"auto"`` is ``"newton"``: a few passes over the rows (two to seven in most cases),
 no sort, done in blocks that stay in the cache on a CPU. ``"sort"`` is the textbook algorithm for
 alpha 1.5 and 2, worth it only with a small ``k`` on accelerators with a fast top-k; XLA's sort on
-a CPU is far slower than Newton. ``"bisect"`` halves a bracket and is there to check the others.
-``"pallas"`` (alpha 1.5 and 2; and in the linear losses) is a kernel for GPU and TPU that holds a
-row on chip through the search. The kernels lower for both platforms and agree with the rest in the
-interpreter on a CPU, but no time on a GPU or TPU has been measured, so ``"auto"`` does not choose
-them. All give the same result to rounding, and rows sum to 1 within a few units in the last place.
-`experiments.bench.entmax` and `experiments.bench.linear_entmax` measure them.
+a CPU is far slower than Newton. ``"bisect"`` halves a bracket and is there to check the others. All
+give the same result to rounding, and rows sum to 1 within a few units in the last place. No time on
+a GPU or TPU has been measured. `experiments.bench.entmax` and `experiments.bench.linear_entmax`
+measure on a CPU.
+
+For users of the PyTorch package entmax:
+
+| there | here |
+|---|---|
+| ``sparsemax(X, dim, k)``, ``entmax15(X, dim, k)`` | ``sparsemax(z, axis, k=k)``, ``entmax15`` |
+| ``entmax_bisect(X, alpha, dim, n_iter)`` | ``entmax(z, alpha, axis)``; no count of iterations |
+| ``sparsemax_bisect``, ``ensure_sum_one`` | ``sparsemax``; rows always sum to 1 |
+| alpha as a tensor with 1 at ``dim`` | alpha as an array with 1 at ``axis`` |
+| ``normmax_bisect(X, alpha)``, ``budget_bisect(X, budget)`` | ``normmax``, ``budget`` |
+| ``sparsemax_loss(X, target, k)``, ``entmax15_loss`` | the same names; ``tau``, ``where`` too |
+| ``entmax_bisect_loss(X, target, alpha, n_iter)`` | ``entmax_loss(z, target, alpha)`` |
+| ``SparsemaxLoss(ignore_index=-100, reduction="mean")`` | negative labels; ``.mean()`` yourself |
+| ``SparsemaxLoss(weight=...)`` (by class) | ``weights=class_weights[labels]`` |
+| ``nn.Module`` classes ``Sparsemax(dim)``, ... | `functools.partial` of the functions |
+| rows of -inf give NaN | rows of -inf raise, or give zeros under jit |
+
+Mean over the rows that count: ``loss.sum() / (labels >= 0).sum()``. In Optax
+``optax.losses.sparsemax_loss(z, label)`` is the binary loss, here
+``entmax_sigmoid_loss(z, label, 2.0)``; ``optax.losses.multiclass_sparsemax_loss`` is our
+`sparsemax_loss`, and ``optax.projections.projection_simplex(x, s)`` is ``sparsemax(x, scale=s)``.
+
+Attention with entmax in the place of softmax, in a Flax module:
+``nnx.MultiHeadAttention(..., attention_fn=functools.partial(entmax_attention, alpha=1.5))``, or
+with the arguments of `jax.nn.dot_product_attention`:
+
+>>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
+>>> learned = jnp.array([1.2, 2.0])  # one alpha per head
+>>> sparse.entmax_attention(query, key, value, alpha=learned, is_causal=True, block=4).shape
+(1, 6, 2, 4)
 
 A loss in a training step, with the temperature of the published SEMCo models (their gradient is
 ``gradient="autodiff"``):
@@ -76,31 +114,49 @@ A loss in a training step, with the temperature of the published SEMCo models (t
 """
 
 from jaxcold.sparse.activations import (
-    budget,
     entmax,
     entmax15,
-    normmax,
+    entmax_sigmoid,
+    log_entmax,
     sparsemax,
     support_size,
     threshold,
 )
-from jaxcold.sparse.linear import linear_entmax_loss, linear_softmax_loss
-from jaxcold.sparse.linear_sharded import sharded_entmax_sum
-from jaxcold.sparse.linear_sum import linear_entmax_sum
-from jaxcold.sparse.losses import entmax15_loss, entmax_loss, fenchel_young_loss, sparsemax_loss
+from jaxcold.sparse.attention import entmax_attention
+from jaxcold.sparse.linear import (
+    linear_entmax_loss,
+    linear_entmax_sum,
+    linear_softmax_loss,
+    sharded_entmax_sum,
+)
+from jaxcold.sparse.losses import (
+    entmax15_loss,
+    entmax_loss,
+    entmax_sigmoid_loss,
+    fenchel_young_loss,
+    sparsemax_loss,
+)
+from jaxcold.sparse.normmax import normmax, normmax_loss
+from jaxcold.sparse.projections import budget, sparse_simplex
 
 __all__ = [
     "budget",
     "entmax",
     "entmax15",
     "entmax15_loss",
+    "entmax_attention",
     "entmax_loss",
+    "entmax_sigmoid",
+    "entmax_sigmoid_loss",
     "fenchel_young_loss",
     "linear_entmax_loss",
     "linear_entmax_sum",
     "linear_softmax_loss",
+    "log_entmax",
     "normmax",
+    "normmax_loss",
     "sharded_entmax_sum",
+    "sparse_simplex",
     "sparsemax",
     "sparsemax_loss",
     "support_size",

@@ -12,6 +12,10 @@ import numpy as np
 from jaxcold.train.step import Step, TrainState
 from jaxcold.types import Model
 
+# What the keys of steps are derived with. Parameters are drawn from keys derived from the seed by
+# small numbers, and so are other keys than these.
+STEPS = 0x53544550
+
 
 class DivergedError(FloatingPointError):
     """The loss is not finite, or the parameters are not.
@@ -65,7 +69,7 @@ def fit(
         DivergedError: naming the step, at most `Model.in_flight` steps after it.
         ValueError: if an epoch has another number of batches than `Model.steps_per_epoch`.
     """
-    key = jax.random.key(seed)
+    key = jax.random.fold_in(jax.random.key(seed), STEPS)
     first = done = int(state.step)
     in_flight: deque[dict[str, jax.Array]] = deque()
 

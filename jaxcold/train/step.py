@@ -89,9 +89,10 @@ def make_step(model: Model) -> Step:
         sharded = parallel.sharding_tree(state, sharding.state).params
         metrics: dict[str, Array] = {}
         means: dict[str, Array] = {}
-        for group, optimizer in optimizers:
+        for number, (group, optimizer) in enumerate(optimizers):
+            own_key = jax.random.fold_in(key, number)
             loss = functools.partial(
-                group_loss, group, {**params}, model_state, constants, batch, key
+                group_loss, group, {**params}, model_state, constants, batch, own_key
             )
             (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(params[group])
             weight, model_state, measured = aux

@@ -9,7 +9,7 @@ import numpy as np
 
 T = TypeVar("T")
 
-# Steps by which room is found for all.
+# Steps whose needs decide the capacity for all steps.
 SAMPLE = 1024
 
 
@@ -35,9 +35,9 @@ def shuffled_pairs(
         item: i32[n].
         batch_size: B.
         rng: decides the order.
-        most: batches that are wanted, the first ones; unset, all.
+        most: number of batches to return, the first ones; None returns all.
     """
-    # Half the memory of the order that `permutation(n)` makes, which is the same.
+    # Equals `permutation(n)` in half the memory: int32 instead of int64.
     order = rng.permutation(np.arange(len(user), dtype=np.int32))
     steps = -(-len(user) // batch_size)
     steps = steps if most is None else min(steps, most)
@@ -57,35 +57,35 @@ def round_up(size: int) -> int:
 
 
 def capacity_of_steps(needs: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """Capacity for many steps from what some of them need: they differ little, a margin does the rest.
+    """Capacity for every step of an epoch: the largest need of the sampled steps and a margin.
 
     Args:
-        needs: of each step the same kinds of things.
+        needs: for each sampled step, the sizes that it needs, in the same order.
     """
     return tuple(round_up(int(1.1 * max(need))) for need in zip(*needs, strict=True))
 
 
 def touched_items(item: np.ndarray, taken: np.ndarray, num_items: int) -> np.ndarray:
-    """The ascending ids of a batch's items and of those its users have taken."""
+    """Ascending ids of the items in a batch and in the histories of its users."""
     touched = np.zeros(num_items, bool)
     touched[item] = True
     touched[taken] = True
     return np.flatnonzero(touched)
 
 
-def apart(ids: np.ndarray, items: int, parts: int, room: int) -> np.ndarray:
-    """[parts, room]: ascending ids by part, each part's behind each other, with -1 for the rest.
+def group_by_shard(ids: np.ndarray, items: int, shards: int, capacity: int) -> np.ndarray:
+    """[shards, capacity]: the ids that each shard of the item table owns, padded with -1.
 
     Args:
-        ids: of items.
-        items: of each part: part p owns those from ``p * items`` on.
-        parts: their number.
-        room: at least the ids of any part.
+        ids: item ids, ascending.
+        items: rows of a shard: shard s owns the items from ``s * items`` on.
+        shards: their number.
+        capacity: at least the number of ids of any shard.
     """
-    part = ids // items
-    own = np.full((parts, room), -1, ids.dtype)
-    own[part, np.arange(len(ids)) - np.searchsorted(part, part)] = ids
-    return own
+    shard = ids // items
+    groups = np.full((shards, capacity), -1, ids.dtype)
+    groups[shard, np.arange(len(ids)) - np.searchsorted(shard, shard)] = ids
+    return groups
 
 
 def prefetch(source: Iterable[T], depth: int = 2) -> Iterator[T]:

@@ -5,14 +5,14 @@ only read it. U users, I items, D feature width, n pairs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxcold.types import Csr, Representations
 
-PARTS = ("warm_train", "warm_val", "warm_test", "cold_val", "cold_test")
+SETS = ("warm_train", "warm_val", "warm_test", "cold_val", "cold_test")
 
 
 class Interactions(NamedTuple):
@@ -50,7 +50,7 @@ class ContentFeatures(NamedTuple):
 
 @dataclass(frozen=True)
 class ColdSplit:
-    """Items divided into warm and cold, and pairs into five parts (:data:`PARTS`).
+    """Items divided into warm and cold, and pairs into five sets (:data:`SETS`).
 
     Every warm item occurs in training and no cold item does; the item sets are ascending.
     """
@@ -59,7 +59,7 @@ class ColdSplit:
     warm_items: np.ndarray  # i32[Iw]
     cold_val_items: np.ndarray  # i32[Iv]
     cold_test_items: np.ndarray  # i32[It]
-    pairs: Mapping[str, np.ndarray]  # part -> i32[n, 2]: user, item
+    pairs: Mapping[str, np.ndarray]  # set -> i32[n, 2]: user, item
 
     @property
     def cold_items(self) -> np.ndarray:
@@ -78,15 +78,16 @@ class Dataset:
     user_ids: np.ndarray  # [U] external ids, for reports
     item_ids: np.ndarray  # [I] external ids
     oracle: Representations | None = None  # the best possible ranking, where it is known
+    sources: Mapping[str, str] = field(default_factory=dict)  # file that was read -> its SHA-256
 
     def without_tests(self) -> "Dataset":
-        """The data to choose with: no pair of a test part is left in the split or elsewhere.
+        """The data to choose with: no pair of a test set is left in the split or elsewhere.
 
         Cold test items stay candidates; who took them is gone, and so are the times.
         """
         pairs = {
-            part: rows[:0] if part.endswith("_test") else rows
-            for part, rows in self.split.pairs.items()
+            set_name: rows[:0] if set_name.endswith("_test") else rows
+            for set_name, rows in self.split.pairs.items()
         }
         user, item = np.concatenate(list(pairs.values())).T
         return replace(

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from jaxcold.data import readers, synthetic
+from jaxcold.data.digests import digest_files
 from jaxcold.data.pairs.dataset import Dataset, Interactions
 from jaxcold.data.pairs.split import make_split, read_split, rows_of
 from jaxcold.data.sequences.split_file import training_rows
 from jaxcold.data.sources import citeulike
+from jaxcold.data.text_tables import ONE_HOST, Hosts
 from jaxcold.types import DataError
 
 
@@ -45,6 +47,7 @@ def load(
     allow_unused: bool = False,
     published: str = "",
     synthetic_options: Mapping[str, Any] | None = None,
+    hosts: Hosts = ONE_HOST,
 ) -> Dataset:
     """Loads, checks and splits a data set.
 
@@ -67,6 +70,7 @@ def load(
         allow_unused: accept users and items without any interaction.
         published: where the files can be had, for the message when they are missing.
         synthetic_options: arguments of :func:`jaxcold.data.synthetic.make`.
+        hosts: that read the tables together; each must call this function.
 
     Raises:
         DataError: one line: the place, what is wrong, and the remedy.
@@ -85,28 +89,40 @@ def load(
         dataset = synthetic.make(seed=split_seed, **(synthetic_options or {}))
         if split_file is None:
             return dataset
-        return replace(dataset, split=read_split(split_file, dataset.interactions))
+        return replace(
+            dataset,
+            split=read_split(split_file, dataset.interactions),
+            sources=digest_files(Path(), (), split_file),
+        )
 
     folder = default_root(name) if root is None else Path(root).expanduser()
     split = None
     rows = None if split_file is None else training_rows(split_file)
     if content == "raw":
         interactions, features = citeulike.read(folder, cache_folder(name), modes, missing_modes)
+        inputs = citeulike.find_files(folder)
     else:
         if reader == "authors" or (reader is None and (folder / "cold_item").is_dir()):
-            interactions, split = readers.read_authors_split(folder, allow_unused, published)
             files = readers.find_features(folder / "feats", "*.npy", modes, published)
+            feature_rows = readers.count_feature_rows(files.values())
+            interactions, split = readers.read_authors_split(
+                folder, allow_unused, published, feature_rows, hosts
+            )
+            inputs = [folder / "cold_item" / file for file in readers.SPLIT_FILES.values()]
         else:
             needed = [f"{name}.inter", *(f"{mode}_feat.npy" for mode in modes or ())]
             readers.require(folder, needed, published)
-            interactions = readers.read_interactions(
-                folder / f"{name}.inter", duplicates, allow_unused
-            )
             files = readers.find_features(folder, "*_feat.npy", modes, published)
+            feature_rows = readers.count_feature_rows(files.values())
+            inputs = [folder / f"{name}.inter"]
+            interactions = readers.read_interactions(
+                inputs[0], duplicates, allow_unused, feature_rows, hosts
+            )
         features = readers.read_features(
             files, interactions.num_items, mmap, missing_modes, allow_unused
         )
-        # Features may go beyond the last item that anybody took, when unused items are allowed.
+        inputs += files.values()
+        # Under allow_unused the features may have rows beyond the last item of the interactions.
         num_items = len(next(iter(features.tables.values())))
         interactions = interactions._replace(num_items=num_items)
     if rows is not None:
@@ -120,6 +136,7 @@ def load(
         content=features,
         user_ids=np.arange(interactions.num_users),
         item_ids=np.arange(interactions.num_items),
+        sources=digest_files(folder, inputs, split_file),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcold.data.pairs.dataset import PARTS, ColdSplit, Interactions
+from jaxcold.data.pairs.dataset import SETS, ColdSplit, Interactions
 from jaxcold.files import write_arrays
 from jaxcold.types import DataError
 
@@ -28,10 +28,10 @@ def make_split(interactions: Interactions, seed: int) -> ColdSplit:
         seed: of the generator; equal seeds and data give equal splits.
 
     Returns:
-        The split; inside each part pairs keep the order of the interactions.
+        The split; inside each set pairs keep the order of the interactions.
 
     Raises:
-        DataError: if a part of the split would be empty.
+        DataError: if a set of the split would be empty.
     """
     generator = np.random.default_rng(seed)
     items = generator.permutation(np.unique(interactions.item))
@@ -61,7 +61,7 @@ def make_split(interactions: Interactions, seed: int) -> ColdSplit:
         "cold_val": np.flatnonzero(set_of_row == 1),
         "cold_test": np.flatnonzero(set_of_row == 2),
     }
-    empty = [part for part, rows in rows_of.items() if not len(rows)]
+    empty = [set_name for set_name, rows in rows_of.items() if not len(rows)]
     if empty:
         raise DataError(
             f"split: {len(interactions.item)} interactions of {len(items)} items leave "
@@ -73,12 +73,12 @@ def make_split(interactions: Interactions, seed: int) -> ColdSplit:
         warm_items=np.sort(warm),
         cold_val_items=np.sort(cold_val),
         cold_test_items=np.sort(cold_test),
-        pairs={part: pairs[np.sort(rows)] for part, rows in rows_of.items()},
+        pairs={set_name: pairs[np.sort(rows)] for set_name, rows in rows_of.items()},
     )
 
 
 def write_split(path: str | os.PathLike, split: ColdSplit) -> None:
-    """Writes a split as one ``.npz``: the five parts [n, 2] and the three item sets, all i32.
+    """Writes a split as one ``.npz``: the five sets [n, 2] and the three item sets, all i32.
 
     The file appears whole or not at all; equal splits give equal bytes.
     """
@@ -96,54 +96,64 @@ def read_split(path: str | os.PathLike, interactions: Interactions) -> ColdSplit
     remedy = "write the split again with jaxcold.data.pairs.split.write_split"
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in (*PARTS, *ITEM_SETS)}
+            # Checked before anything is allocated: a small file can declare gigabytes of zeros.
+            size = sum(entry.file_size for entry in archive.zip.infolist())
+            limit = 32 * (len(interactions.user) + interactions.num_items) + (1 << 16)
+            if size > limit:
+                raise DataError(
+                    f"{path}: declares {size} bytes, more than a split of these interactions can "
+                    f"have ({limit}); {remedy}"
+                )
+            arrays = {name: archive[name] for name in (*SETS, *ITEM_SETS)}
     except FileNotFoundError:
         raise DataError(f"{path}: no such split file; unset split_file to make a split") from None
     except KeyError as error:
         name = str(error.args[0]).split()[0]
         raise DataError(f"{path}: has no array {name}; {remedy}") from None
-    except Exception:  # spoilt bytes raise anything, the errors of zipfile and zlib included
+    except DataError:
+        raise
+    except Exception:  # damaged bytes raise anything, the errors of zipfile and zlib included
         raise DataError(f"{path}: is not a readable .npz of plain arrays; {remedy}") from None
     for name, array in arrays.items():
-        shape = "[n, 2]" if name in PARTS else "[n]"
-        if array.dtype.kind not in "iu" or array.ndim != (2 if name in PARTS else 1):
+        shape = "[n, 2]" if name in SETS else "[n]"
+        if array.dtype.kind not in "iu" or array.ndim != (2 if name in SETS else 1):
             raise DataError(
                 f"{path}: {name} is {array.dtype}{list(array.shape)}, not integers {shape}; "
                 f"{remedy}"
             )
-        if name in PARTS and array.shape[1] != 2:
+        if name in SETS and array.shape[1] != 2:
             raise DataError(
                 f"{path}: {name} has {array.shape[1]} columns, not user and item; {remedy}"
             )
-    return checked_split(
-        {part: arrays[part] for part in PARTS},
+    return check_split(
+        {set_name: arrays[set_name] for set_name in SETS},
         interactions,
-        place=lambda part, row: f"{path}: {part} row {row}",
+        place=lambda set_name, row: f"{path}: {set_name} row {row}",
         item_sets={name: arrays[name] for name in ITEM_SETS},
     )
 
 
-def checked_split(
+def check_split(
     pairs: Mapping[str, np.ndarray],
     interactions: Interactions,
     place: Callable[[str, int], str],
     item_sets: Mapping[str, np.ndarray],
 ) -> ColdSplit:
-    """A split of given parts, once they are shown to divide the interactions.
+    """A split of given sets, once they are shown to divide the interactions.
 
     Args:
-        pairs: part -> integers [n, 2], for the five parts.
-        interactions: what the parts must divide.
-        place: (part or item set, row) -> where that row stands, to begin an error with.
+        pairs: set -> integers [n, 2], for the five sets.
+        interactions: what the sets must divide.
+        place: (set, row) -> where that row is, to begin an error with.
         item_sets: the three sets of item ids.
 
     Raises:
-        DataError: at the first pair or item that contradicts the data or another part.
+        DataError: at the first pair or item that contradicts the data or another set.
     """
     again = "make the split again from this data set"
-    for part in PARTS:
-        if not len(pairs[part]):
-            raise DataError(f"{place(part, 0)}: the part is empty; {again}")
+    for set_name in SETS:
+        if not len(pairs[set_name]):
+            raise DataError(f"{place(set_name, 0)}: the set is empty; {again}")
     for name, items in item_sets.items():
         bad = np.flatnonzero((items < 0) | (items >= interactions.num_items))
         if len(bad):
@@ -159,46 +169,46 @@ def checked_split(
         for row in (*taken[:1], *repeated[:1]):
             other = ITEM_SETS[owner[items[row]]] if len(taken) else name
             raise DataError(
-                f"{place(name, row)}: item {items[row]} stands in {other} already; "
+                f"{place(name, row)}: item {items[row]} is in {other} already; "
                 "an item is warm, cold validation or cold test: keep one"
             )
         owner[items] = number
 
     rows = {}
     seen = np.full(len(interactions.user), -1, np.int8)
-    for number, part in enumerate(PARTS):
-        user, item = pairs[part].T
-        rows[part] = found = rows_of(interactions, user, item)
-        wanted = {"cold_val": 1, "cold_test": 2}.get(part, 0)
-        missing = np.flatnonzero(found < 0)
+    for number, set_name in enumerate(SETS):
+        user, item = pairs[set_name].T
+        rows[set_name] = numbers = rows_of(interactions, user, item)
+        wanted = {"cold_val": 1, "cold_test": 2}.get(set_name, 0)
+        missing = np.flatnonzero(numbers < 0)
         if len(missing):
             at = missing[0]
             raise DataError(
-                f"{place(part, at)}: user {user[at]} and item {item[at]} are not a pair of the "
+                f"{place(set_name, at)}: user {user[at]} and item {item[at]} are not a pair of the "
                 f"interactions; {again}"
             )
         wrong = np.flatnonzero(owner[item] != wanted)
         if len(wrong):
             at = wrong[0]
             raise DataError(
-                f"{place(part, at)}: item {item[at]} is not in {ITEM_SETS[wanted]}; "
-                f"move the row to the part of its item, or {again}"
+                f"{place(set_name, at)}: item {item[at]} is not in {ITEM_SETS[wanted]}; "
+                f"move the row to the set of its item, or {again}"
             )
-        _, first = np.unique(found, return_index=True)
-        repeated = np.setdiff1d(np.arange(len(found)), first)
-        repeated = np.sort(np.concatenate([repeated, np.flatnonzero(seen[found] >= 0)]))
+        _, first = np.unique(numbers, return_index=True)
+        repeated = np.setdiff1d(np.arange(len(numbers)), first)
+        repeated = np.sort(np.concatenate([repeated, np.flatnonzero(seen[numbers] >= 0)]))
         if len(repeated):
             at = repeated[0]
-            other = PARTS[seen[found[at]]] if seen[found[at]] >= 0 else part
+            other = SETS[seen[numbers[at]]] if seen[numbers[at]] >= 0 else set_name
             raise DataError(
-                f"{place(part, at)}: user {user[at]} and item {item[at]} stand in {other} "
+                f"{place(set_name, at)}: user {user[at]} and item {item[at]} are in {other} "
                 "already; keep one of the two rows"
             )
-        seen[found] = number
+        seen[numbers] = number
     if (seen < 0).any():
         at = np.flatnonzero(seen < 0)[0]
         raise DataError(
-            f"{place(PARTS[0], 0)}: {np.count_nonzero(seen < 0)} interactions are in no part, the "
+            f"{place(SETS[0], 0)}: {np.count_nonzero(seen < 0)} interactions are in no set, the "
             f"first user {interactions.user[at]} with item {interactions.item[at]}; {again}"
         )
 
@@ -209,16 +219,16 @@ def checked_split(
             f"{place('warm_items', at)}: item {item_sets['warm_items'][at]} does not occur in "
             "warm_train; move one of its rows there"
         )
-    for part in ("warm_val", "warm_test"):
-        alone = np.flatnonzero(~np.isin(pairs[part][:, 0], pairs["warm_train"][:, 0]))
+    for set_name in ("warm_val", "warm_test"):
+        alone = np.flatnonzero(~np.isin(pairs[set_name][:, 0], pairs["warm_train"][:, 0]))
         if len(alone):
             raise DataError(
-                f"{place(part, alone[0])}: user {pairs[part][alone[0], 0]} does not occur in "
-                "warm_train; move the row there"
+                f"{place(set_name, alone[0])}: user {pairs[set_name][alone[0], 0]} does not occur "
+                "in warm_train; move the row there"
             )
     return ColdSplit(
         train=interactions.take(rows["warm_train"]),
-        pairs={part: np.ascontiguousarray(pairs[part], np.int32) for part in PARTS},
+        pairs={set_name: np.ascontiguousarray(pairs[set_name], np.int32) for set_name in SETS},
         **{name: np.sort(items).astype(np.int32) for name, items in item_sets.items()},
     )
 

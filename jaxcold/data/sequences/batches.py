@@ -1,4 +1,4 @@
-"""Sequences of any length as tokens in a row: batches in which padding costs nothing."""
+"""Batches of sequences as one list of tokens without padding, grouped by length buckets."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,42 +8,42 @@ import numpy as np
 
 from jaxcold.types import Csr
 
-_SHORTEST = 4  # the rectangles' lengths are this, twice this, ... up to the longest sequence
-_EVAL_TOKENS = 1 << 14  # slots of one block of histories when nothing is learnt
+_SHORTEST = 4  # bucket lengths: this, twice this, ... up to the longest sequence
+_EVAL_TOKENS = 1 << 14  # slots of one block of histories in evaluation
 
 
 class Capacity(NamedTuple):
     """The shape of a batch of tokens."""
 
     tokens: int
-    lengths: tuple[int, ...]  # of the rectangles, ascending; the last takes the longest sequence
-    rows: tuple[int, ...]  # sequences for which each rectangle has room
+    lengths: tuple[int, ...]  # of the buckets, ascending; the last fits the longest sequence
+    rows: tuple[int, ...]  # sequences that each bucket holds
 
 
 class Tokens(NamedTuple):
-    """Sequences as one list of T tokens, and the rectangles in which they look at each other.
+    """Sequences as one list of T tokens, and the length buckets in which attention is computed.
 
-    NumPy arrays here, and JAX's inside a program.
+    NumPy arrays on the host, JAX arrays inside a compiled program.
     """
 
     item: Any  # i32[T], from 1; 0 is no item
     position: Any  # i32[T]
     target: Any  # i32[T], from 1; 0 is none
-    buckets: tuple[Any, ...]  # i32[n, length] each: tokens, T where there is none
-    slot: Any  # i32[T]: place of each token among all slots of the rectangles, their number else
+    buckets: tuple[Any, ...]  # i32[n, length] each: index of a token, T for none
+    slot: Any  # i32[T]: slot of each token among those of all buckets; their number for padding
 
 
 def capacity_for(lengths: np.ndarray, batch_size: int) -> Capacity:
-    """Capacity for nearly every batch of sequences of these lengths, so that one program serves all.
+    """Capacity that nearly every batch of sequences of these lengths fits, for one program.
 
-    Tokens have room for three standard deviations more than an average batch, rectangles for four:
-    what is left empty costs a few per cent of a step whose loss is over a whole catalogue.
+    The capacity in tokens is three standard deviations above the mean of a batch, that of each
+    bucket four: the padding costs a few per cent of a step whose loss is over a whole catalogue.
     """
     longest = int(lengths.max(initial=1))
     sizes = bucket_lengths(longest)
     count = max(len(lengths), 1)
-    share = np.bincount(np.searchsorted(sizes, lengths), minlength=len(sizes)) / count
-    expected = batch_size * share + 4 * np.sqrt(batch_size * share * (1 - share))
+    fraction = np.bincount(np.searchsorted(sizes, lengths), minlength=len(sizes)) / count
+    expected = batch_size * fraction + 4 * np.sqrt(batch_size * fraction * (1 - fraction))
     rows = np.minimum(_up(expected, 8), batch_size)
     used = rows > 0
     tokens = batch_size * lengths.sum() / count + 3 * np.sqrt(batch_size) * (
@@ -54,7 +54,7 @@ def capacity_for(lengths: np.ndarray, batch_size: int) -> Capacity:
 
 
 def bucket_lengths(longest: int) -> list[int]:
-    """Lengths of rectangles for sequences of any length up to the longest."""
+    """Bucket lengths for sequences of any length up to the longest."""
     sizes = [_SHORTEST]
     while sizes[-1] < longest:
         sizes.append(2 * sizes[-1])
@@ -65,47 +65,51 @@ def _up(number: Any, multiple: int) -> Any:
     return (multiple * np.ceil(np.asarray(number) / multiple)).astype(int)
 
 
-def pack(inputs: Csr, targets: np.ndarray, room: Capacity) -> Tokens:
-    """Sequences as tokens, with nothing between them.
+def pack(inputs: Csr, targets: np.ndarray, capacity: Capacity) -> Tokens:
+    """Sequences as tokens without padding between them.
 
     Args:
         inputs: item ids from 0, at least one a row.
         targets: i32[n] the id that follows each entry of ``inputs.indices``.
-        room: where it lacks, there are more tokens, or a rectangle of twice the rows.
+        capacity: where it is exceeded, the tokens grow by eighths and the rows of a bucket double.
     """
     count, lengths = len(inputs.indices), inputs.counts
-    size = room.tokens if count <= room.tokens else int(_up(count, max(room.tokens // 8, 1)))
+    size = (
+        capacity.tokens
+        if count <= capacity.tokens
+        else int(_up(count, max(capacity.tokens // 8, 1)))
+    )
     item, target, position = (np.zeros(size, np.int32) for _ in range(3))
     item[:count] = inputs.indices + 1
     target[:count] = targets + 1
     position[:count] = np.arange(count) - np.repeat(inputs.indptr[:-1], lengths)
-    kind = np.searchsorted(room.lengths, lengths)
-    rectangles = []
-    for number, (length, rows) in enumerate(zip(room.lengths, room.rows, strict=True)):
-        members = np.flatnonzero(kind == number)
+    kind = np.searchsorted(capacity.lengths, lengths)
+    buckets = []
+    for bucket, (length, rows) in enumerate(zip(capacity.lengths, capacity.rows, strict=True)):
+        members = np.flatnonzero(kind == bucket)
         while rows < len(members):
             rows = max(8, 2 * rows)
         at = np.arange(length)
         index = np.full((rows, length), size, np.int32)
         inside = at[None, :] < lengths[members][:, None]
         index[: len(members)] = np.where(inside, inputs.indptr[members][:, None] + at, size)
-        rectangles.append(index)
-    flat = np.concatenate([index.reshape(-1) for index in rectangles])
+        buckets.append(index)
+    flat = np.concatenate([index.reshape(-1) for index in buckets])
     slot = np.full(size, len(flat), np.int32)
     slot[flat[flat < size]] = np.flatnonzero(flat < size)
-    return Tokens(item, position, target, tuple(rectangles), slot)
+    return Tokens(item, position, target, tuple(buckets), slot)
 
 
 def pad_left_or_right(
     inputs: Csr, targets: np.ndarray | None, rows: int, length: int, *, left: bool
 ) -> Tokens:
-    """Sequences as one rectangle whose every slot is a token, padded on one side.
+    """Sequences as one bucket whose every slot is a token, padded on one side.
 
     Args:
         inputs: item ids from 0, at most `length` a row.
         targets: see `pack`; None for none.
-        rows: of the rectangle, at least those of `inputs`.
-        length: of the rectangle.
+        rows: of the bucket, at least those of `inputs`.
+        length: of the bucket.
         left: padding comes first, as in the code published with the paper; else last.
     """
     row = inputs.row_of_entry
@@ -123,51 +127,53 @@ def pad_left_or_right(
     )
 
 
-def pack_shards(inputs: Csr, targets: np.ndarray, room: Capacity, parts: int = 1) -> Tokens:
-    """Sequences in equal shares, each packed by itself, one share after another in every array.
+def pack_shards(inputs: Csr, targets: np.ndarray, capacity: Capacity, shards: int = 1) -> Tokens:
+    """Sequences in equal shards, each packed alone and concatenated in every array.
 
     Args:
         inputs: see `pack`.
         targets: see `pack`.
-        room: of each share, see `pack`.
-        parts: number of shares; their shapes are alike, and places count within a share.
+        capacity: of each shard, see `pack`.
+        shards: their number; all have the same shapes, and indices count within a shard.
     """
-    shares = list(_shares(inputs, targets, np.arange(parts + 1) * inputs.rows // parts))
-    found = [pack(*share, room) for share in shares]
-    shapes = [(len(t.item), tuple(map(len, t.buckets))) for t in found]
-    if len(set(shapes)) > 1:  # the fullest share decides
+    edges = np.arange(shards + 1) * inputs.rows // shards
+    pieces = list(_iterate_shards(inputs, targets, edges))
+    packed = [pack(*piece, capacity) for piece in pieces]
+    shapes = [(len(t.item), tuple(map(len, t.buckets))) for t in packed]
+    if len(set(shapes)) > 1:  # the fullest shard decides
         rows = tuple(map(max, zip(*(rows for _, rows in shapes), strict=True)))
-        wider = room._replace(tokens=max(tokens for tokens, _ in shapes), rows=rows)
-        found = [pack(*share, wider) for share in shares]
-    return _joined(found)
+        wider = capacity._replace(tokens=max(tokens for tokens, _ in shapes), rows=rows)
+        packed = [pack(*piece, wider) for piece in pieces]
+    return _concatenate(packed)
 
 
-def pad_shards(inputs: Csr, targets: np.ndarray, parts: int = 1) -> Tokens:
-    """As `pack_shards`, each share one rectangle as long as the longest sequence, padded on the left.
+def pad_shards(inputs: Csr, targets: np.ndarray, shards: int = 1) -> Tokens:
+    """As `pack_shards`, each shard one bucket of the longest length, padded on the left.
 
     Args:
         inputs: see `pack`.
         targets: see `pack`.
-        parts: see `pack_shards`.
+        shards: see `pack_shards`.
     """
-    rows, longest = -(-inputs.rows // parts), int(inputs.counts.max())
-    shares = _shares(inputs, targets, np.minimum(np.arange(parts + 1) * rows, inputs.rows))
-    return _joined([pad_left_or_right(*share, rows, longest, left=True) for share in shares])
+    rows, longest = -(-inputs.rows // shards), int(inputs.counts.max())
+    edges = np.minimum(np.arange(shards + 1) * rows, inputs.rows)
+    pieces = _iterate_shards(inputs, targets, edges)
+    return _concatenate([pad_left_or_right(*piece, rows, longest, left=True) for piece in pieces])
 
 
-def _shares(
+def _iterate_shards(
     inputs: Csr, targets: np.ndarray, edges: np.ndarray
 ) -> Iterator[tuple[Csr, np.ndarray]]:
-    """Runs of rows from each edge to the next, and their targets."""
+    """The rows from each edge to the next, and their targets."""
     for first, last in itertools.pairwise(edges):
         own = targets[inputs.indptr[first] : inputs.indptr[last]]
         yield inputs.take(np.arange(first, last)), own
 
 
-def _joined(parts: list[Tokens]) -> Tokens:
-    if len(parts) == 1:
-        return parts[0]
-    item, position, target, shapes, slot = zip(*parts, strict=True)
+def _concatenate(shards: list[Tokens]) -> Tokens:
+    if len(shards) == 1:
+        return shards[0]
+    item, position, target, shapes, slot = zip(*shards, strict=True)
     join = np.concatenate
     return Tokens(
         join(item),
@@ -199,13 +205,13 @@ def truncate(history: Csr, length: int) -> Csr:
 def encoding_blocks(
     history: Csr, *, batch: int | None = None, longest: int | None = None
 ) -> Iterator[tuple[np.ndarray, Tokens, np.ndarray]]:
-    """Rows that are not empty, a rectangle at a time, with the place of each one's last token.
+    """Non-empty rows in blocks of one length, with the index of each row's last token.
 
     Args:
         history: the rows.
-        batch: rows per rectangle in the order given, padded on the left to the longest of them;
-            unset, rows of like length go together, and what is with a row makes no difference.
-        longest: row that the lengths of rectangles have to suit; unset, that of `history`.
+        batch: rows per block in the given order, padded on the left to the longest of them; None
+            groups rows of similar length, and the result of a row does not depend on its block.
+        longest: length that the bucket lengths are made for; None means that of `history`.
     """
     filled = np.flatnonzero(history.counts > 0)
     if batch is not None:
@@ -221,8 +227,8 @@ def encoding_blocks(
         members, filled = filled[shorter[filled]], filled[~shorter[filled]]
         rows = max(_EVAL_TOKENS // length, 1)
         for start in range(0, len(members), rows):
-            some = members[start : start + rows]
-            part = history.take(some)
+            block = members[start : start + rows]
+            part = history.take(block)
             last = np.zeros(rows, np.int64)
-            last[: len(some)] = np.arange(len(some)) * length + part.counts - 1
-            yield some, pad_left_or_right(part, None, rows, length, left=False), last
+            last[: len(block)] = np.arange(len(block)) * length + part.counts - 1
+            yield block, pad_left_or_right(part, None, rows, length, left=False), last

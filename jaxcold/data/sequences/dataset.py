@@ -5,7 +5,7 @@ data; a model that needs one adds its own.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +26,8 @@ class SequenceDataset:
     """All that a sequential experiment reads.
 
     An item is warm if a training user took it, cold otherwise. Under :func:`random_cold_split` it
-    is warm unless it was drawn cold, and ``statistics["warm_items_untrained"]`` of the warm ones do not
-    occur in ``train``.
+    is warm unless it was drawn cold; ``statistics["warm_items_untrained"]`` counts the warm items
+    that do not occur in ``train``.
     """
 
     name: str
@@ -40,6 +40,7 @@ class SequenceDataset:
     user_ids: np.ndarray  # external ids; row r < train.rows is the user of train row r
     item_ids: np.ndarray  # external ids, row = item id
     statistics: Mapping[str, int]  # counts for the report
+    sources: Mapping[str, str] = field(default_factory=dict)  # file that was read -> its SHA-256
 
     def without_tests(self) -> "SequenceDataset":
         """The data to choose with: no test sequence is left. Cold items keep their content."""

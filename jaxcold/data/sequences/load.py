@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 
 from jaxcold.data import readers
+from jaxcold.data.digests import digest_files
 from jaxcold.data.pairs.load import default_root
 from jaxcold.data.sequences import split as sequences
 from jaxcold.data.sequences import split_file as sequence_splits
 from jaxcold.data.sequences.dataset import SequenceDataset
-from jaxcold.data.sources import letitgo
+from jaxcold.data.sources import amazon_m2, letitgo
+from jaxcold.data.text_tables import ONE_HOST, Hosts
 from jaxcold.types import DataError
 
 LAYOUTS = ("inter", "letitgo", "beauty", "zvuk", "amazon_m2")
@@ -37,6 +39,7 @@ def load_sequences(
     consecutive_duplicates: str = "drop",
     max_users: int | None = None,
     published: str = "",
+    hosts: Hosts = ONE_HOST,
 ) -> SequenceDataset:
     """Loads, checks and splits a sequential data set.
 
@@ -54,17 +57,19 @@ def load_sequences(
             from there; or with ``cold_items``, ``train_users``, ``val_users`` and ``test_users``,
             for the protocol "random_cold".
         split_seed: of all draws.
-        quantile: share of the rows up to the boundary of the temporal protocol.
+        quantile: fraction of the rows up to the boundary of the temporal protocol.
         n_core: of those rows.
         val_fraction: of the users validate, and as many are for test under "random_cold".
         cold_fraction: of the items that "random_cold" draws.
         mode: which of the files ``MODE_feat.npy`` is the content; None takes the only one,
             "none" does without. Beside raw files, ``item_ids.txt`` names the item of each row.
         min_rating: keep the rows rated above it; None means 3 for "beauty", all elsewhere.
-        consecutive_duplicates: "drop" or "keep" an item that follows itself; "drop_in_train" for Amazon-M2 alone.
+        consecutive_duplicates: "drop" or "keep" an item that follows itself; "drop_in_train" is
+            for Amazon-M2 alone.
         max_users: so many users are drawn and the others left out; None means 10,000 for "zvuk",
             all elsewhere.
         published: where the files can be had, for the message when they are missing.
+        hosts: that read a ``.inter`` file together; each must call this function.
 
     Raises:
         DataError: one line: the place, what is wrong, and the remedy.
@@ -75,6 +80,8 @@ def load_sequences(
         raise DataError(f"data.protocol={protocol!r}: must be one of {', '.join(PROTOCOLS)}")
     if max_users is not None and max_users < 1:
         raise DataError(f"data.max_users={max_users}: must be at least 1, or None for all")
+    if min_rating is not None and not np.isfinite(min_rating):
+        raise DataError(f"data.min_rating={min_rating}: must be a finite number, or None")
     if split_seed < 0:
         raise DataError(f"data.split_seed={split_seed}: must be at least 0")
     folder = default_root(name) if root is None else Path(root).expanduser()
@@ -97,13 +104,19 @@ def load_sequences(
             raise DataError(
                 f"data.mode={mode!r}: the prepared tables have one content; use None or 'none'"
             )
-        return letitgo.read_prepared(name, folder, mode is None, published)
+        dataset = letitgo.read_prepared(name, folder, mode is None, published)
+        tables = letitgo.find_files(layout, name, folder, mode is None)
+        return replace(dataset, sources=digest_files(folder, tables))
 
     test: pd.DataFrame | None = None
     if layout == "inter":
         readers.require(folder, [f"{name}.inter"], published)
         path = folder / f"{name}.inter"
-        rows = letitgo.read_inter(path, min_rating)
+        feature_rows = None
+        if mode != "none":
+            features = _find_features(folder, layout, mode, published)
+            feature_rows = readers.count_feature_rows(features.values())
+        rows = letitgo.read_inter(path, min_rating, feature_rows, hosts)
         if protocol == "temporal" and split_file is None:
             _refuse_positions(path, rows)
     elif layout == "beauty":
@@ -112,14 +125,14 @@ def load_sequences(
         rows = letitgo.read_zvuk(folder, published)
         max_users = max_users or ZVUK_USERS
     else:
-        rows, test = letitgo.read_amazon_m2(folder, published=published)
+        rows, test = amazon_m2.read_amazon_m2(folder, published=published)
 
     if split_file is not None:
         arrays = sequence_splits.read_arrays(split_file)
         if "cold_items" not in arrays:
             pool = rows if test is None else pd.concat([rows, test])
             dataset = sequence_splits.checked_dataset(split_file, name, arrays, pool)
-            return _with_content(dataset, folder, layout, mode, published)
+            return _with_content(dataset, folder, layout, mode, published, split_file)
         if protocol != "random_cold" or test is not None:
             raise DataError(
                 f"{split_file}: draws cold items; set data.protocol='random_cold', and for "
@@ -162,7 +175,7 @@ def load_sequences(
             seed=split_seed,
             consecutive_duplicates=consecutive_duplicates,
         )
-    return _with_content(dataset, folder, layout, mode, published)
+    return _with_content(dataset, folder, layout, mode, published, split_file)
 
 
 def _find_layout(folder: Path) -> str:
@@ -188,12 +201,8 @@ def _refuse_positions(path: Path, rows: pd.DataFrame) -> None:
         )
 
 
-def _with_content(
-    dataset: SequenceDataset, folder: Path, layout: str, mode: str | None, published: str
-) -> SequenceDataset:
-    """The data set with row i of its content for item i."""
-    if mode == "none":
-        return dataset
+def _find_features(folder: Path, layout: str, mode: str | None, published: str) -> dict[str, Path]:
+    """The one content mode and its file."""
     if not any(folder.glob("*_feat.npy")):
         source = f"; published at {published}" if published else ""
         beside = "" if layout == "inter" else f" and the items of its rows in {letitgo.ITEM_LIST}"
@@ -209,16 +218,37 @@ def _with_content(
             f"data.mode={mode!r}: {folder} has no {mode}_feat.npy; choose from {', '.join(files)}"
         )
     mode = mode or next(iter(files))
+    return {mode: files[mode]}
+
+
+def _with_content(
+    dataset: SequenceDataset,
+    folder: Path,
+    layout: str,
+    mode: str | None,
+    published: str,
+    split_file: str | os.PathLike | None,
+) -> SequenceDataset:
+    """The data set with row i of its content for item i, and the digests of its files."""
+    inputs = letitgo.find_files(layout, dataset.name, folder)
+    if mode == "none":
+        return replace(dataset, sources=digest_files(folder, inputs, split_file))
+    files = _find_features(folder, layout, mode, published)
+    mode = next(iter(files))
+    inputs += files.values()
+    if layout != "inter":
+        inputs.append(folder / letitgo.ITEM_LIST)
     least = int(dataset.item_ids.max()) + 1 if layout == "inter" else 0
-    features = readers.read_features({mode: files[mode]}, least, allow_unused=True)
+    features = readers.read_features(files, least, allow_unused=True)
     table = features.tables[mode]
     if layout == "inter":
-        return replace(dataset, content=table[dataset.item_ids])
-    listed = pd.Index(letitgo.read_item_list(folder, len(table)))
-    row = listed.get_indexer(pd.Index(dataset.item_ids.astype(str)))
+        sources = digest_files(folder, inputs, split_file)
+        return replace(dataset, content=table[dataset.item_ids], sources=sources)
+    feature_ids = pd.Index(letitgo.read_item_list(folder, len(table)))
+    row = feature_ids.get_indexer(pd.Index(dataset.item_ids.astype(str)))
     if (row < 0).any():
         raise DataError(
             f"{folder / letitgo.ITEM_LIST}: item {dataset.item_ids[np.argmin(row)]} is missing "
             f"(and {np.count_nonzero(row < 0) - 1} others); add it with its row of features"
         )
-    return replace(dataset, content=table[row])
+    return replace(dataset, content=table[row], sources=digest_files(folder, inputs, split_file))

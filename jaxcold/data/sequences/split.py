@@ -37,6 +37,14 @@ def drop_consecutive_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[~again]
 
 
+def drop_repeated_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those that repeat an earlier user, item and time: logs written twice.
+
+    So [5, 6, 5, 6, 7] at times 1, 2, 1, 2, 3 is the history [5, 6, 7]. File order is kept.
+    """
+    return rows[~rows.duplicated(["user", "item", "time"])]
+
+
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows sorted by user and time; ties keep their order."""
     user = pd.factorize(rows["user"], sort=True)[0]
@@ -44,7 +52,7 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def n_core(rows: pd.DataFrame, core: int) -> pd.DataFrame:
-    """The largest part of the rows in which every user and every item has ``core`` rows.
+    """The most rows in which every user and every item has ``core`` rows.
 
     Users with fewer rows go, then items with fewer, until nothing changes. The result does not
     depend on that order: rows that together satisfy the condition are never removed.
@@ -84,19 +92,19 @@ def temporal_split(
     """Splits at one moment for all users; items without a training row before it are cold.
 
     Rows after the boundary are for test; of the others, an n-core is left. Its users are divided:
-    the rows of most train, those of the rest validate. A test user asks with all rows, those of
+    the rows of most train, those of the rest validate. A test user has all rows, those of
     the n-core before the boundary included; the last row is the answer. So the early rows of a
     test user also train or validate.
 
     Args:
         name: of the data set, to begin messages with.
         rows: columns user, item, time; time is a clock that all users share.
-        quantile: share of the rows up to the boundary (:func:`time_boundary`).
+        quantile: fraction of the rows up to the boundary (:func:`time_boundary`).
         core: of the rows up to the boundary; 1 keeps all of them.
         val_fraction: of the n-core's users validate.
         seed: that draws them.
         val_users: names them instead.
-        consecutive_duplicates: "drop" consecutive repeats first, as the paper says, or "keep" them, as its
+        consecutive_duplicates: "drop" them first, as the paper says, or "keep" them, as its
             published preparation of Beauty does.
 
     Returns:
@@ -105,10 +113,10 @@ def temporal_split(
         the paper's rule (cold items occur only in the test set) would not call them cold.
 
     Raises:
-        DataError: if a part of the split would be empty, or an argument is out of range.
+        DataError: if a set of the split would be empty, or an argument is out of range.
     """
-    _check_share("quantile", quantile)
-    _check_share("val_fraction", val_fraction)
+    _check_fraction("quantile", quantile)
+    _check_fraction("val_fraction", val_fraction)
     if not isinstance(core, int) or core < 1:
         raise DataError(f"data.n_core={core!r}: must be an integer from 1")
     everything = ordered_rows(name, rows, consecutive_duplicates)
@@ -177,31 +185,31 @@ def random_cold_split(
         val_fraction: of the users validate, and as many are for test.
         seed: of the draws.
         max_users: so many are drawn before; None takes all.
-        consecutive_duplicates: "drop" consecutive repeats first, or "keep" them.
+        consecutive_duplicates: "drop" them first, or "keep" them.
         chosen: arrays ``cold_items``, ``train_users``, ``val_users`` and ``test_users`` of
             external ids instead of the draws; they must be ids of the log.
 
     Raises:
-        DataError: if a part of the split would be empty, or an argument is out of range.
+        DataError: if a set of the split would be empty, or an argument is out of range.
     """
     everything = ordered_rows(name, rows, consecutive_duplicates)
     items, users = np.unique(_ids(everything["item"])), np.unique(_ids(everything["user"]))
     if chosen is None:
-        _check_share("cold_fraction", cold_fraction)
-        _check_share("val_fraction", val_fraction)
+        _check_fraction("cold_fraction", cold_fraction)
+        _check_fraction("val_fraction", val_fraction)
         generator = np.random.default_rng([seed, 1])
         cold = generator.permutation(items)[: round(cold_fraction * len(items))]
         drawn = generator.permutation(users)[:max_users]
         held_out = round(val_fraction * len(drawn))
         if not len(cold) or not held_out or 2 * held_out >= len(drawn):
             raise DataError(
-                f"{name}: {len(items)} items and {len(drawn)} users leave a part of the split "
-                f"empty at data.cold_fraction={cold_fraction}, data.val_fraction={val_fraction}; change the "
-                "shares or give more data"
+                f"{name}: {len(items)} items and {len(drawn)} users leave a set of the split "
+                f"empty at data.cold_fraction={cold_fraction}, data.val_fraction={val_fraction}; "
+                "change the fractions or give more data"
             )
         val, test, train = np.split(drawn, [held_out, 2 * held_out])
     else:
-        cold, train, val, test = (chosen[part] for part in COLD_SPLIT_ARRAYS)
+        cold, train, val, test = (chosen[name] for name in COLD_SPLIT_ARRAYS)
     trains = everything["user"].isin(train)
     warm_rows = everything[trains & ~everything["item"].isin(cold)]
     dataset = assemble(
@@ -238,31 +246,32 @@ def given_test_split(
         val_fraction: of the users of ``rows`` validate; the paper's text says 0.1, its published
             preparation of Amazon-M2 takes 0.2.
         seed: that draws them.
-        consecutive_duplicates: "drop" consecutive consecutive_duplicates, as the paper says; "drop_in_train" leaves those of
-            the test sessions, as the published preparation does; "keep" leaves all.
+        consecutive_duplicates: "drop" them, as the paper says; "drop_in_train" leaves those of the
+            test sessions, as the published preparation does; "keep" leaves all.
 
     Raises:
-        DataError: if a part of the split would be empty, or an argument is out of range.
+        DataError: if a set of the split would be empty, or an argument is out of range.
     """
-    _check_share("val_fraction", val_fraction)
+    _check_fraction("val_fraction", val_fraction)
     if consecutive_duplicates not in ("drop", "drop_in_train", "keep"):
         raise DataError(
-            f"data.consecutive_duplicates={consecutive_duplicates!r}: must be 'drop', 'drop_in_train' or 'keep'"
+            f"data.consecutive_duplicates={consecutive_duplicates!r}: must be 'drop', "
+            "'drop_in_train' or 'keep'"
         )
     everything = ordered_rows(name, rows, "keep" if consecutive_duplicates == "keep" else "drop")
-    asked = in_order(test)
-    last = (asked["user"] != asked["user"].shift(-1)).to_numpy()
+    sessions = in_order(drop_repeated_rows(test))
+    last = (sessions["user"] != sessions["user"].shift(-1)).to_numpy()
     # An answer that repeats the last item of its history stays an answer.
     history = (
-        drop_consecutive_duplicates(asked[~last])
+        drop_consecutive_duplicates(sessions[~last])
         if consecutive_duplicates == "drop"
-        else asked[~last]
+        else sessions[~last]
     )
     users = np.unique(_ids(everything["user"]))
     val_users = _draw_val_users(name, users, val_fraction, seed)
     validates = everything["user"].isin(val_users).to_numpy()
     dataset = assemble(
-        name, everything[~validates], everything[validates], pd.concat([history, asked[last]])
+        name, everything[~validates], everything[validates], pd.concat([history, sessions[last]])
     )
     cold = dataset.item_ids[dataset.num_warm :]
     statistics = {
@@ -277,7 +286,7 @@ def given_test_split(
 
 
 def ordered_rows(name: str, rows: pd.DataFrame, consecutive_duplicates: str) -> pd.DataFrame:
-    """The rows sorted by user and time, consecutive repeats dropped unless they are kept.
+    """The distinct rows sorted by user and time, consecutive duplicates dropped unless kept.
 
     Raises:
         DataError: if there are no rows, or ``consecutive_duplicates`` is neither "drop" nor "keep".
@@ -288,6 +297,7 @@ def ordered_rows(name: str, rows: pd.DataFrame, consecutive_duplicates: str) -> 
         )
     if not len(rows):
         raise DataError(f"{name}: no interactions are left; give more data or loosen the filters")
+    rows = drop_repeated_rows(rows)
     return drop_consecutive_duplicates(rows) if consecutive_duplicates == "drop" else in_order(rows)
 
 
@@ -304,7 +314,7 @@ def assemble(
     Args:
         name: of the data set.
         train: rows of training users; those with fewer than two are dropped after the items are
-            numbered, since one item is no question.
+            numbered, since one item has no target.
         val: rows of validation users; items that are not warm are dropped, then users with fewer
             than two rows. The last row is the answer.
         test: rows of test users; the last row is the answer, and it may be the only one.
@@ -323,49 +333,49 @@ def assemble(
     allowed = val[val["item"].isin(warm)]
     trains = train[train.groupby("user")["user"].transform("size") >= 2]
     validates = allowed[allowed.groupby("user")["user"].transform("size") >= 2]
-    for part, left, remedy in (
+    for what, left, remedy in (
         ("training sequence of two items", trains, "give more data"),
-        ("validation question", validates, "raise data.val_fraction or give more data"),
-        ("test question", test, "give more data"),
+        ("validation sequence", validates, "raise data.val_fraction or give more data"),
+        ("test sequence", test, "give more data"),
     ):
         if not len(left):
-            raise DataError(f"{name}: no {part} is left; {remedy}")
+            raise DataError(f"{name}: no {what} is left; {remedy}")
 
     train_users = np.unique(_ids(trains["user"]))
-    asked = np.unique(np.concatenate([_ids(validates["user"]), _ids(test["user"])]))
-    user_ids = np.concatenate([train_users, np.setdiff1d(asked, train_users)])
+    evaluated = np.unique(np.concatenate([_ids(validates["user"]), _ids(test["user"])]))
+    user_ids = np.concatenate([train_users, np.setdiff1d(evaluated, train_users)])
     seen = pd.Index(user_ids)
 
-    def questions(rows: pd.DataFrame) -> EvalSequences:
+    def eval_sequences(rows: pd.DataFrame) -> EvalSequences:
         last = (rows["user"] != rows["user"].shift(-1)).to_numpy()
         item = known.get_indexer(rows["item"])
-        question: np.ndarray = np.cumsum(last) - last
+        number: np.ndarray = np.cumsum(last) - last
         return EvalSequences(
             user=seen.get_indexer(rows["user"][last]).astype(np.int32),
-            history=Csr.from_pairs(question[~last], item[~last], int(last.sum())),
+            history=Csr.from_pairs(number[~last], item[~last], int(last.sum())),
             target=item[last].astype(np.int32),
         )
 
     sequences = Csr.from_pairs(
         seen.get_indexer(trains["user"]), known.get_indexer(trains["item"]), len(train_users)
     )
-    questions_val, questions_test = questions(validates), questions(test)
+    val_sequences, test_sequences = eval_sequences(validates), eval_sequences(test)
     statistics = {
         "training_users_with_one_item": train["user"].nunique() - len(train_users),
         "validation_rows_of_cold_items": len(val) - len(allowed),
-        "validation_users_without_question": val["user"].nunique() - len(questions_val.user),
+        "validation_users_without_question": val["user"].nunique() - len(val_sequences.user),
         "warm_items_untrained": len(warm) - len(np.unique(sequences.indices)),
-        "test_questions_without_history": int((questions_test.history.counts == 0).sum()),
-        "test_targets_cold": int((questions_test.target >= len(warm)).sum()),
-        "test_targets_seen_before": count_seen_targets(questions_test),
+        "test_questions_without_history": int((test_sequences.history.counts == 0).sum()),
+        "test_targets_cold": int((test_sequences.target >= len(warm)).sum()),
+        "test_targets_seen_before": count_seen_targets(test_sequences),
     }
     return SequenceDataset(
         name=name,
         num_warm=len(warm),
         num_items=len(item_ids),
         train=sequences,
-        val=questions_val,
-        test=questions_test,
+        val=val_sequences,
+        test=test_sequences,
         content=None,
         user_ids=user_ids,
         item_ids=item_ids,
@@ -373,16 +383,16 @@ def assemble(
     )
 
 
-def count_seen_targets(questions: EvalSequences) -> int:
-    """EvalSequences whose answer stands in their history: certain misses if seen items are barred."""
-    row = questions.history.row_of_entry
-    return len(np.unique(row[questions.history.indices == questions.target[row]]))
+def count_seen_targets(sequences: EvalSequences) -> int:
+    """Number of sequences whose target occurs in their history: misses if those are excluded."""
+    row = sequences.history.row_of_entry
+    return len(np.unique(row[sequences.history.indices == sequences.target[row]]))
 
 
 def windows(train: Csr, max_length: int, which: str) -> Csr:
     """Cuts sequences into training windows of at most ``max_length`` next-item targets.
 
-    A window of k items asks k - 1 questions: each item but the last is an input, each but the
+    A window of k items has k - 1 targets: each item but the last is an input, each but the
     first a target.
 
     Args:
@@ -440,7 +450,7 @@ def _draw_val_users(name: str, users: np.ndarray, val_fraction: float, seed: int
     return np.sort(np.random.default_rng([seed, 2]).permutation(users)[training:])
 
 
-def _check_share(field: str, value: float) -> None:
+def _check_fraction(field: str, value: float) -> None:
     if not 0 < value < 1:
         raise DataError(f"data.{field}={value!r}: must lie between 0 and 1")
 

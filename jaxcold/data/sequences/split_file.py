@@ -20,8 +20,8 @@ _ARRAYS = (
     "item_ids",
     "fact_names",
     "fact_values",
-    *(f"{part}_{piece}" for part in ("val", "test") for piece in ("user", "target")),
-    *(f"{rows}_{piece}" for rows in _ROWS for piece in ("indptr", "indices")),
+    *(f"{name}_{array}" for name in ("val", "test") for array in ("user", "target")),
+    *(f"{rows}_{array}" for rows in _ROWS for array in ("indptr", "indices")),
 )
 
 
@@ -37,8 +37,8 @@ def write_sequence_split(path: str | os.PathLike, dataset: SequenceDataset) -> N
         "fact_names": np.array(list(dataset.statistics), dtype=str),
         "fact_values": np.array(list(dataset.statistics.values()), np.int64),
     }
-    for part, questions in (("val", dataset.val), ("test", dataset.test)):
-        arrays |= {f"{part}_user": questions.user, f"{part}_target": questions.target}
+    for name, sequences in (("val", dataset.val), ("test", dataset.test)):
+        arrays |= {f"{name}_user": sequences.user, f"{name}_target": sequences.target}
     sources = (dataset.train, dataset.val.history, dataset.test.history)
     for rows, csr in zip(_ROWS, sources, strict=True):
         arrays |= {f"{rows}_indptr": csr.indptr, f"{rows}_indices": csr.indices}
@@ -110,7 +110,7 @@ def checked_cold_split(
         for row, user in enumerate(ids.tolist() if kind == "user" else ()):
             if owner.setdefault(user, name) != name:
                 raise DataError(
-                    f"{path}: {name}[{row}]: user {user} stands in {owner[user]} already; keep "
+                    f"{path}: {name}[{row}]: user {user} is in {owner[user]} already; keep "
                     "one of the two"
                 )
     return arrays
@@ -146,26 +146,26 @@ def checked_dataset(
     train = _csr(path, "train", arrays, num_warm)
     if (train.counts < 2).any() or train.rows > num_users:
         raise DataError(f"{path}: train has {train.rows} rows for {num_users} users; {_AGAIN}")
-    parts = []
-    for part, limit in (("val", num_warm), ("test", num_items)):
-        questions = EvalSequences(
-            user=arrays[f"{part}_user"].astype(np.int32),
-            history=_csr(path, f"{part}_history", arrays, limit),
-            target=arrays[f"{part}_target"].astype(np.int32),
+    read = []
+    for split, limit in (("val", num_warm), ("test", num_items)):
+        sequences = EvalSequences(
+            user=arrays[f"{split}_user"].astype(np.int32),
+            history=_csr(path, f"{split}_history", arrays, limit),
+            target=arrays[f"{split}_target"].astype(np.int32),
         )
-        lengths = {len(questions.user), questions.history.rows, len(questions.target)}
-        if len(lengths) > 1 or not len(questions.user):
-            raise DataError(f"{path}: {part} has {sorted(lengths)} questions; {_AGAIN}")
-        _check_range(path, f"{part}_user", arrays[f"{part}_user"], num_users)
-        _check_range(path, f"{part}_target", arrays[f"{part}_target"], limit)
-        parts.append(questions)
+        lengths = {len(sequences.user), sequences.history.rows, len(sequences.target)}
+        if len(lengths) > 1 or not len(sequences.user):
+            raise DataError(f"{path}: {split} has {sorted(lengths)} sequences; {_AGAIN}")
+        _check_range(path, f"{split}_user", arrays[f"{split}_user"], num_users)
+        _check_range(path, f"{split}_target", arrays[f"{split}_target"], limit)
+        read.append(sequences)
     dataset = SequenceDataset(
         name=name,
         num_warm=num_warm,
         num_items=num_items,
         train=train,
-        val=parts[0],
-        test=parts[1],
+        val=read[0],
+        test=read[1],
         content=None,
         user_ids=arrays["user_ids"],
         item_ids=arrays["item_ids"],
@@ -234,9 +234,7 @@ def _check_ids(path: str | os.PathLike, name: str, ids: np.ndarray) -> None:
             f"{path}: {name} is {ids.dtype}{list(ids.shape)}, not ids [n]; write integers or text"
         )
     if not len(ids):
-        raise DataError(f"{path}: {name} is empty; every part needs at least one id")
+        raise DataError(f"{path}: {name} is empty; every set needs at least one id")
     again = np.flatnonzero(pd.Series(ids).duplicated())
     if len(again):
-        raise DataError(
-            f"{path}: {name}[{again[0]}]: {ids[again[0]]} stands there twice; name it once"
-        )
+        raise DataError(f"{path}: {name}[{again[0]}]: {ids[again[0]]} is there twice; name it once")

@@ -22,8 +22,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfTransformer
 
 from jaxcold.data.pairs.dataset import ContentFeatures, Interactions
 from jaxcold.data.readers import check_present
@@ -64,7 +62,7 @@ def read(
     modes = ("text", "graph") if modes is None else tuple(modes)
     if not modes or len(set(modes)) != len(modes) or not set(modes) <= set(_RECIPES):
         raise DataError(f"data.modes={list(modes)}: name each mode once, of {', '.join(_RECIPES)}")
-    folder = root if (root / "users.dat").is_file() else root / "raw"
+    folder = _find_folder(root)
     for name, sha256 in FILES.items():
         if not (folder / name).is_file():
             fetch(f"{url}/{name}", folder / name, sha256)
@@ -102,6 +100,15 @@ def read(
     return interactions, ContentFeatures(tables, present)
 
 
+def find_files(root: Path) -> list[Path]:
+    """The published files that :func:`read` takes from a folder."""
+    return [_find_folder(root) / name for name in FILES]
+
+
+def _find_folder(root: Path) -> Path:
+    return root if (root / "users.dat").is_file() else root / "raw"
+
+
 def read_rows(path: Path, end: int, of: str) -> Csr:
     """Reads rows of a count and as many distinct ids below ``end``.
 
@@ -128,7 +135,7 @@ def read_rows(path: Path, end: int, of: str) -> Csr:
                 elif wrong:
                     problem = f"id {wrong[0]} is outside the {end} rows of {of}"
                 elif len(set(row)) != len(row):
-                    problem = f"id {next(i for i in row if row.count(i) > 1)} stands there twice"
+                    problem = f"id {next(i for i in row if row.count(i) > 1)} is there twice"
                 else:
                     continue
                 if not line.split():
@@ -147,6 +154,8 @@ def read_rows(path: Path, end: int, of: str) -> Csr:
 
 def text_features(item_tags: sparse.csr_matrix) -> np.ndarray:
     """f32[I, 300]: TF-IDF of the tags, reduced by truncated SVD. An item without tags is zero."""
+    from sklearn.feature_extraction.text import TfidfTransformer
+
     return _reduced(TfidfTransformer().fit_transform(item_tags), TEXT_WIDTH)
 
 
@@ -175,7 +184,9 @@ _RECIPES: dict[str, Callable[[sparse.csr_matrix], np.ndarray]] = {
 
 def _reduced(matrix: sparse.csr_matrix, width: int) -> np.ndarray:
     """f32[rows, width]: left singular vectors times singular values; zero beyond the rank."""
-    # A double table costs six times the seconds and ranks no better.
+    from sklearn.decomposition import TruncatedSVD
+
+    # float64 takes six times as long and ranks no better.
     matrix = matrix.astype(np.float32)
     kept = min(width, min(matrix.shape))
     table = np.zeros((matrix.shape[0], width), np.float32)

@@ -8,18 +8,19 @@ File names and columns were taken from the authors' repository ArtemF42/let-it-g
 8f157253) and from the pages of the raw data sets.
 """
 
-import importlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from jaxcold.data import readers
+from jaxcold.data import readers, text_tables
 from jaxcold.data.sequences import split as sequences
 from jaxcold.data.sequences.dataset import SequenceDataset
+from jaxcold.data.sources import amazon_m2
+from jaxcold.data.sources import columns as source_columns
+from jaxcold.data.text_tables import ONE_HOST, Hosts
 from jaxcold.types import DataError
 
 MIN_PLAY_SECONDS = 60  # a shorter play of a track is no interaction (Zvuk)
@@ -36,27 +37,52 @@ _PREPARED = {
     # The authors' preparation of Amazon-M2 writes other names than that of Beauty and Zvuk.
     "csv": ("train_data.csv", "val_data.csv", "test_inputs.csv", "test_target.csv"),
 }
-_M2_TRAIN = "sessions_train.csv"
-_M2_TEST = "sessions_test_task2_phase1.csv"
-_M2_TRUTH = "ground_truth/phase1/gt_task2.csv"
-_SESSION = re.compile(r"\[\s*'[^']+'(?:[\s,]+'[^']+')*\s*\]")
-_SESSION_ITEM = re.compile(r"'([^']+)'")
 
 
-def read_inter(path: Path, min_rating: float | None = None) -> pd.DataFrame:
+def find_files(layout: str, name: str, folder: Path, with_content: bool = True) -> list[Path]:
+    """The tables that are read from a folder in one of the layouts, once they have been read.
+
+    Args:
+        layout: see :func:`~jaxcold.data.sequences.load.load_sequences`.
+        name: of the data set.
+        folder: that holds the files.
+        with_content: whether the embeddings of prepared tables are read.
+    """
+    if layout == "inter":
+        return [folder / f"{name}.inter"]
+    if layout == "zvuk":
+        return [folder / "zvuk-interactions.parquet"]
+    if layout == "amazon_m2":
+        return [folder / file for file in (amazon_m2.TRAIN, amazon_m2.TEST, amazon_m2.TRUTH)]
+    if layout == "beauty":
+        return sorted(folder.glob("reviews_*.parquet")) or sorted(folder.glob("ratings_*.csv"))
+    tables = folder / "processed"
+    kind = "csv" if (tables / _PREPARED["csv"][0]).is_file() else "parquet"
+    embeddings = [folder / "item_embeddings" / f"embeddings_{s}.npy" for s in ("warm", "cold")]
+    return [tables / file for file in _PREPARED[kind]] + (embeddings if with_content else [])
+
+
+def read_inter(
+    path: Path,
+    min_rating: float | None = None,
+    feature_rows: int | None = None,
+    hosts: Hosts = ONE_HOST,
+) -> pd.DataFrame:
     """Reads an ``.inter`` file: tab separated, header ``userID itemID rating timestamp``.
 
     Args:
         path: the file.
         min_rating: keep the rows rated above it; None keeps all and needs no ratings.
+        feature_rows: rows of the features, which no item id of any row may exceed.
+        hosts: that read the file together.
 
     Raises:
         DataError: if it is malformed, or its timestamps say nothing about the order.
     """
-    table = readers.read_integers(path, "\t", ("userID", "itemID", "timestamp"))
+    table = text_tables.read_integers(path, "\t", ("userID", "itemID", "timestamp"), hosts=hosts)
     user, item, time = (table[field] for field in ("userID", "itemID", "timestamp"))
-    readers.check_ids(path, "userID", user)
-    readers.check_ids(path, "itemID", item)
+    text_tables.check_ids(path, "userID", user)
+    text_tables.check_ids(path, "itemID", item, feature_rows)
     if len(time) > 1 and (time == time[0]).all():
         raise DataError(
             f"{path}: timestamp is {time[0]} in every row and gives no order; write the time, or "
@@ -65,9 +91,9 @@ def read_inter(path: Path, min_rating: float | None = None) -> pd.DataFrame:
     rows = pd.DataFrame({"user": user, "item": item, "time": time})
     if min_rating is None:
         return rows
-    header = readers.read_header(path, "\t", ("userID", "itemID", "rating", "timestamp"))
-    text = _read_text(path, "\t", header, skip=1)["rating"]
-    return rows[_numbers(path, "rating", text, skip=1) > min_rating]
+    header = text_tables.read_header(path, "\t", ("userID", "itemID", "rating", "timestamp"))
+    text = source_columns.read_text(path, "\t", header, skip=1)["rating"]
+    return rows[source_columns.to_numbers(path, "rating", text, skip=1) > min_rating]
 
 
 def read_beauty(folder: Path, min_rating: float | None = None, published: str = "") -> pd.DataFrame:
@@ -85,23 +111,25 @@ def read_beauty(folder: Path, min_rating: float | None = None, published: str = 
     Raises:
         DataError: if there is no such file, more than one, or it is malformed.
     """
-    found = sorted(folder.glob("reviews_*.parquet")) or sorted(folder.glob("ratings_*.csv"))
-    if not found:
+    files = sorted(folder.glob("reviews_*.parquet")) or sorted(folder.glob("ratings_*.csv"))
+    if not files:
         readers.require(folder, ["reviews_Beauty_5.parquet or ratings_Beauty.csv"], published)
-    if len(found) > 1:
+    if len(files) > 1:
         raise DataError(
-            f"{folder}: {found[0].name} and {found[1].name}; leave one of them in the folder"
+            f"{folder}: {files[0].name} and {files[1].name}; leave one of them in the folder"
         )
-    path = found[0]
+    path = files[0]
     if path.suffix == ".parquet":
         columns = ("reviewerID", "asin", "overall", "unixReviewTime")
-        table = _read_parquet(path, columns).set_axis(["user", "item", "rating", "time"], axis=1)
+        table = source_columns.read_parquet(path, columns).set_axis(
+            ["user", "item", "rating", "time"], axis=1
+        )
         for column, field, kinds in (("rating", columns[2], "iuf"), ("time", columns[3], "iu")):
             if table[column].dtype.kind not in kinds:
                 raise DataError(f"{path}: {field} holds {table[column].dtype}; write numbers")
     else:
-        table = _read_text(path, ",", ["user", "item", "rating", "time"])
-        skip = int(not _is_number(table["rating"].iloc[0]))
+        table = source_columns.read_text(path, ",", ["user", "item", "rating", "time"])
+        skip = int(not source_columns.is_number(table["rating"].iloc[0]))
         table = table.iloc[skip:].reset_index(drop=True)
         for column in ("user", "item"):
             blank = np.flatnonzero(table[column] == "")
@@ -109,8 +137,8 @@ def read_beauty(folder: Path, min_rating: float | None = None, published: str = 
                 raise DataError(
                     f"{path}: line {blank[0] + skip + 1}: the {column} is blank; write its id"
                 )
-        table["rating"] = _numbers(path, "rating", table["rating"], skip)
-        table["time"] = _integers(path, "timestamp", table["time"], skip)
+        table["rating"] = source_columns.to_numbers(path, "rating", table["rating"], skip)
+        table["time"] = source_columns.to_integers(path, "timestamp", table["time"], skip)
     least = BEAUTY_MIN_RATING if min_rating is None else min_rating
     return table.loc[table["rating"] > least, ["user", "item", "time"]]
 
@@ -126,7 +154,7 @@ def read_zvuk(folder: Path, published: str = "") -> pd.DataFrame:
     """
     readers.require(folder, ["zvuk-interactions.parquet"], published)
     path = folder / "zvuk-interactions.parquet"
-    table = _read_parquet(
+    table = source_columns.read_parquet(
         path,
         ("user_id", "track_id", "datetime", "play_duration"),
         filters=[("play_duration", ">", float(MIN_PLAY_SECONDS))],
@@ -141,38 +169,6 @@ def read_zvuk(folder: Path, published: str = "") -> pd.DataFrame:
             "item": table["track_id"],
             "time": table["datetime"].astype("int64"),
         }
-    )
-
-
-def read_amazon_m2(
-    folder: Path, locale: str = "FR", published: str = ""
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Reads the sessions of one locale of Amazon-M2 (KDD Cup 2023, task 2, phase 1).
-
-    ``sessions_train.csv`` (``prev_items``, ``next_item``, ``locale``),
-    ``sessions_test_task2_phase1.csv`` and ``ground_truth/phase1/gt_task2.csv``, whose rows belong
-    together. A session is a user of its own; ``time`` is the position in it.
-
-    Returns:
-        Rows of the training sessions, and of the test sessions with the answer as last row. Users
-        are called "train:ROW" and "test:ROW" by the row of the file, counted from 0.
-
-    Raises:
-        DataError: if a file is absent or malformed, or the locale has no session.
-    """
-    readers.require(folder, [_M2_TRAIN, _M2_TEST, _M2_TRUTH], published)
-    train = _read_sessions(folder / _M2_TRAIN, ("prev_items", "next_item", "locale"), locale)
-    test = _read_sessions(folder / _M2_TEST, ("prev_items", "locale"), locale)
-    truth = _read_sessions(folder / _M2_TRUTH, ("next_item", "locale"), locale)
-    if not test.index.equals(truth.index):
-        raise DataError(
-            f"{folder / _M2_TRUTH}: its {len(truth)} rows of locale {locale} are not those of "
-            f"{_M2_TEST} ({len(test)}); take both files from the same phase"
-        )
-    test = test.assign(next_item=truth["next_item"])
-    return (
-        _session_rows(folder / _M2_TRAIN, train, "train"),
-        _session_rows(folder / _M2_TEST, test, "test"),
     )
 
 
@@ -211,8 +207,8 @@ def read_prepared(
         )
     num_warm = _count_ids(paths[0], train["item"], 1)
     _refuse(paths[1], "item_id", val["item"], val["item"] > num_warm, "no training row has it")
-    asked = pd.concat([test["item"], truth["item"]])
-    num_cold = _count_ids(tables, asked[asked > num_warm], num_warm + 1)
+    evaluated = pd.concat([test["item"], truth["item"]])
+    num_cold = _count_ids(tables, evaluated[evaluated > num_warm], num_warm + 1)
     wrong = truth["is_cold"].astype(bool) != (truth["item"] > num_warm)
     _refuse(paths[3], "item_id", truth["item"], wrong, "is_cold contradicts the training rows")
     twice = truth["user"].duplicated()
@@ -269,7 +265,7 @@ def read_item_list(folder: Path, rows: int) -> np.ndarray:
     again = np.flatnonzero(pd.Series(ids).duplicated())
     if len(again):
         raise DataError(
-            f"{path}: line {again[0] + 1}: id {ids[again[0]]!r} stands there twice; keep one row "
+            f"{path}: line {again[0] + 1}: id {ids[again[0]]!r} is there twice; keep one row "
             "of features per item"
         )
     return np.array(ids)
@@ -293,9 +289,9 @@ def _read_embeddings(folder: Path, num_warm: int, num_cold: int, published: str)
 def _read_prepared_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Columns user, item and time or is_cold, of integers or flags."""
     if path.suffix == ".parquet":
-        table = _read_parquet(path, columns)
+        table = source_columns.read_parquet(path, columns)
     else:
-        table = pd.concat(_read_csv(path, columns))
+        table = pd.concat(source_columns.read_csv(path, columns))
         for column in columns:
             if column == "is_cold":
                 flags = table[column].str.lower()
@@ -303,7 +299,7 @@ def _read_prepared_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
                 _refuse(path, column, table[column], bad, "it is neither True nor False")
                 table[column] = flags == "true"
             else:
-                table[column] = _integers(path, column, table[column], skip=1)
+                table[column] = source_columns.to_integers(path, column, table[column], skip=1)
     for column in ("item_id", columns[2]):
         if table[column].dtype.kind not in ("b" if column == "is_cold" else "iu"):
             raise DataError(
@@ -334,140 +330,3 @@ def _count_ids(path: Path, items: pd.Series, first: int) -> int:
             "all four tables from the same preparation"
         )
     return len(used)
-
-
-def _read_sessions(path: Path, columns: Sequence[str], locale: str) -> pd.DataFrame:
-    """Rows of one locale, indexed by the row of the file; in pieces, the file is large."""
-    parts, locales = [], set()
-    for part in _read_csv(path, columns):
-        parts.append(part[part["locale"] == locale])
-        locales |= set(part["locale"].unique())
-    table = pd.concat(parts)
-    if not len(table):
-        raise DataError(
-            f"{path}: no session of locale {locale}, only {', '.join(sorted(locales)) or 'none'}; "
-            "put the file with all locales there"
-        )
-    return table
-
-
-def _session_rows(path: Path, sessions: pd.DataFrame, part: str) -> pd.DataFrame:
-    items = []
-    for row, text in sessions["prev_items"].items():
-        if not _SESSION.fullmatch(text):
-            raise DataError(
-                f"{path}: session {row} (counted from 0): prev_items {text[:40]!r} is no list "
-                "like ['A' 'B']; write every id, quoted"
-            )
-        items.append(_SESSION_ITEM.findall(text))
-    blank = sessions.index[sessions["next_item"] == ""]
-    if len(blank):
-        raise DataError(f"{path}: session {blank[0]} (counted from 0): has no next_item; add it")
-    whole = [[*before, last] for before, last in zip(items, sessions["next_item"], strict=True)]
-    lengths = np.array([len(session) for session in whole])
-    starts = np.cumsum(lengths) - lengths
-    names = np.array([f"{part}:{row}" for row in sessions.index])
-    return pd.DataFrame(
-        {
-            "user": np.repeat(names, lengths),
-            "item": np.array([item for session in whole for item in session]),
-            "time": np.arange(lengths.sum()) - np.repeat(starts, lengths),
-        }
-    )
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """Named text columns of a csv with quoted fields, in pieces; the index counts its rows."""
-    try:
-        with pd.read_csv(
-            path, dtype=str, keep_default_na=False, chunksize=500_000, encoding="utf-8"
-        ) as pieces:
-            for piece in pieces:
-                _check_columns(path, piece.columns, columns)
-                yield piece[list(columns)].fillna("")
-    except (ValueError, OSError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be read ({reason}); write it again as csv") from None
-
-
-def _read_text(path: Path, separator: str, names: list[str], skip: int = 0) -> pd.DataFrame:
-    """Text columns of a separated file; row r stands in line r + skip + 1."""
-    try:
-        options = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}
-        table = readers.strict_table(path, separator, names, skip, **options)
-    except (ValueError, OSError, Warning) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{path}: cannot be read ({reason}); write {len(names)} fields a line, separated by "
-            f"{readers.SEPARATORS[separator]}"
-        ) from None
-    if not len(table):
-        raise DataError(f"{path}: has no rows; write one line per interaction")
-    return table.fillna("")  # a row too short lacks its last fields
-
-
-def _read_parquet(
-    path: Path, columns: Sequence[str], filters: list[tuple] | None = None
-) -> pd.DataFrame:
-    """Named columns of a parquet file, none of them with missing values."""
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise DataError(
-            f"{path}: parquet files are read by pyarrow, which is not installed; "
-            "run pip install pyarrow"
-        ) from None
-    try:
-        _check_columns(path, parquet.read_schema(path).names, columns)
-        table = pd.read_parquet(path, engine="pyarrow", columns=list(columns), filters=filters)
-    except DataError:
-        raise
-    except Exception as error:  # spoilt bytes raise errors of pyarrow, of zlib and of others
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{path}: is no readable parquet file ({reason}); copy it again") from None
-    for column in columns:
-        absent = np.flatnonzero(table[column].isna())
-        if len(absent):
-            raise DataError(
-                f"{path}: row {absent[0]} (counted from 0): {column} is missing; fill it in or "
-                "remove the row"
-            )
-    return table[list(columns)]
-
-
-def _check_columns(path: Path, present: Sequence[str] | pd.Index, wanted: Sequence[str]) -> None:
-    missing = [column for column in wanted if column not in present]
-    if missing:
-        raise DataError(
-            f"{path}: no column {missing[0]} among {', '.join(map(str, present))[:80]}; it needs "
-            f"{', '.join(wanted)}"
-        )
-
-
-def _is_number(text: str) -> bool:
-    return bool(np.isfinite(pd.to_numeric(pd.Series([text]), errors="coerce").iloc[0]))
-
-
-def _numbers(path: Path, field: str, text: pd.Series, skip: int = 0) -> np.ndarray:
-    """f64 or i64 of a text column whose row r stands in line r + skip + 1."""
-    numbers = pd.to_numeric(text, errors="coerce").to_numpy()
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad):
-        raise DataError(
-            f"{path}: line {bad[0] + skip + 1}: {field} {text.iloc[bad[0]][:40]!r} is not a "
-            "number; write one"
-        )
-    return numbers
-
-
-def _integers(path: Path, field: str, text: pd.Series, skip: int = 0) -> np.ndarray:
-    numbers = _numbers(path, field, text, skip)
-    bad = np.flatnonzero((numbers != np.floor(numbers)) | (np.abs(numbers) >= 2.0**63))
-    if len(bad):
-        raise DataError(
-            f"{path}: line {bad[0] + skip + 1}: {field} {text.iloc[bad[0]][:40]!r} is not a whole "
-            "number of 64 bits; write one"
-        )
-    return numbers.astype(np.int64)
