@@ -9,7 +9,7 @@ from experiments.task import Task, content_findings, reading_hosts
 from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.data.pairs.evaluation import slices
 from jaxcold.data.pairs.load import load
-from jaxcold.data.pairs.split import write_split
+from jaxcold.data.pairs.split_file import write_split
 from jaxcold.estimators.vectors import Vectors
 from jaxcold.models import content_knn
 from jaxcold.reporting import tables

@@ -360,15 +360,15 @@ SPLITS = {
     ),
     "pair twice": (
         put("cold_val", lambda a: a["cold_val"][[0, 1, 0]]),
-        ["cold_val row 2", "stand in cold_val already", "keep one"],
+        ["cold_val row 2", "are in cold_val already", "keep one"],
     ),
     "pair in two parts": (
         put("warm_test", lambda a: np.append(a["warm_test"], a["warm_train"][:1], axis=0)),
-        ["warm_test row", "stand in warm_train already", "keep one"],
+        ["warm_test row", "are in warm_train already", "keep one"],
     ),
     "pair left out": (
         put("warm_train", lambda a: a["warm_train"][1:]),
-        ["1 interactions are in no part", "make the split again"],
+        ["1 interactions are in no set", "make the split again"],
     ),
     "cold pair in training": (
         lambda a: move(a, 0, "cold_val", "warm_train"),
@@ -464,7 +464,7 @@ AUTHORS = {
         lambda path: path.write_text(
             path.read_text() + path.with_name("warm_train.csv").read_text().split("\n")[1]
         ),
-        ["warm_val.csv: line", "stand in warm_train already", "keep one"],
+        ["warm_val.csv: line", "are in warm_train already", "keep one"],
     ),
     "gap": (
         lambda path: path.write_text(path.read_text() + f"{USERS + 3},0\n"),

@@ -48,17 +48,17 @@ def test_more_pairs_than_exist_are_refused():
 def test_semco_step_measures_every_row():
     measured = semco_step.measure(TINY, repeats=1, threads=1)
     maps = {"softmax", "entmax15", "sparsemax"}
-    assert set(measured.step) == set(measured.share) == maps
+    assert set(measured.step) == set(measured.fraction_of_peak) == maps
     times = [*measured.step.values(), *measured.matmul.values(), measured.active, measured.batches]
     assert all(math.isfinite(seconds) and seconds > 0 for seconds in times)
     assert measured.steps_per_epoch == math.ceil(round(0.64 * 400) / 32)
     # Features alone are an argument of the step.
     assert measured.peak_bytes > measured.step_bytes > 4 * TINY.warm * TINY.dim
-    report = "\n".join(semco_step.lines(measured))
+    report = "\n".join(semco_step.format_report(measured))
     assert "step needs" in report
     if all(importlib.util.find_spec(name) for name in ("torch", "entmax")):
-        assert set(measured.torch) == maps
-        assert measured.loss_gap < 1e-5
+        assert set(measured.torch.seconds) == set(measured.torch.ours) == maps
+        assert measured.torch.loss_gap < 1e-5
     else:
         assert "PyTorch: skipped" in report
 
@@ -96,7 +96,7 @@ def test_linear_entmax_measures_the_same_loss_both_ways():
     assert blocked["value"] == pytest.approx(dense["value"], rel=1e-5)
 
 
-def test_median_times_calls_each_function_in_turn():
+def test_median_times_calls_each_function_once_a_round():
     calls: list[str] = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
     times = median_times(functions, repeats=3, warm_up=1)

@@ -6,7 +6,6 @@ import math
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
 from experiments.bench import sasrec_step
 from jaxcold.data.sequences import batches as packing
@@ -21,7 +20,7 @@ TINY = sasrec_step.Sizes(
     full=False,
     dropout=0.0,
     blocks=1,
-    turns=1,
+    batches=1,
 )
 TORCH = importlib.util.find_spec("torch") is not None
 
@@ -33,10 +32,7 @@ def no_data(monkeypatch, tmp_path):
 
 
 def printed(measured: sasrec_step.Measured) -> str:
-    console = Console(width=200)
-    with console.capture() as capture:
-        sasrec_step.show("tiny", measured, console)
-    return capture.get()
+    return "\n".join(sasrec_step.format_report("tiny", measured))
 
 
 def test_both_forms_compute_the_same_loss_and_every_row_is_measured():
@@ -44,7 +40,7 @@ def test_both_forms_compute_the_same_loss_and_every_row_is_measured():
     forms = {"ours", "dense"} | ({"torch"} if TORCH else set())
     assert set(m.seconds) == set(m.over_ours) == set(m.first_loss) == forms
     assert m.first_loss["ours"] == pytest.approx(m.first_loss["dense"], rel=1e-5)
-    values = [*m.seconds.values(), *m.over_ours.values(), *m.matmul.values(), m.share_of_peak]
+    values = [*m.seconds.values(), *m.over_ours.values(), *m.matmul.values(), m.fraction_of_peak]
     assert all(math.isfinite(value) and value > 0 for value in values)
     assert m.temporary["dense"] > 4 * TINY.batch * TINY.max_length * TINY.items  # the logits
     for form in ("ours", "dense"):
@@ -75,7 +71,7 @@ def test_figures_that_are_extrapolated_say_so():
         matmul={"logits": 24.0, "other": 12.0},
     )
     assert m.achieved == 6
-    assert m.share_of_peak == 0.25
+    assert m.fraction_of_peak == 0.25
     text = printed(m)
     assert "within 3.0e-06" in printed(m._replace(torch_gap=3e-6))
     assert "not run at batch 16: the line through batches 2 and 8" in text
@@ -89,32 +85,32 @@ def test_sparse_losses_are_compared_with_the_same_loss():
     dataset = sasrec_step.generate(TINY, sasrec_step.draw_lengths(TINY, TINY.batch))
     model = sasrec_step.build(dataset, TINY, 1.5)
     rows = windows(dataset.train, TINY.max_length, "last")
-    room = packing.capacity_for(rows.counts - 1, TINY.batch)
+    capacity = packing.capacity_for(rows.counts - 1, TINY.batch)
     params, model_state = model.init(0)
-    found = []
+    totals = []
     for form, tokens in (
-        (model, sasrec_step.packed(rows, TINY, room)),
-        (sasrec_step.densified(model, TINY, 1.5), sasrec_step.padded(rows)),
+        (model, sasrec_step.pack(rows, capacity)),
+        (sasrec_step.make_dense(model, TINY, 1.5), sasrec_step.pad(rows)),
     ):
         loss = jax.jit(form.losses["main"])
         total, (count, _, _) = loss(params, model_state, model.constants, tokens, jax.random.key(0))
         assert count == rows.counts.sum() - rows.rows
-        found.append(float(total))
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        totals.append(float(total))
+    assert totals[0] == pytest.approx(totals[1], rel=1e-5)
 
 
 def test_the_line_counts_what_does_not_grow_once():
-    found = {"dense 4": 3.0, "dense 16": 6.0}  # 2 + batch / 4
-    assert sasrec_step.extrapolated("dense", [4, 16], found, 128) == pytest.approx(34)
-    assert sasrec_step.extrapolated("dense", [16], found, 16) == 6
+    times = {"dense 4": 3.0, "dense 16": 6.0}  # 2 + batch / 4
+    assert sasrec_step.extrapolate("dense", [4, 16], times, 128) == pytest.approx(34)
+    assert sasrec_step.extrapolate("dense", [16], times, 16) == 6
 
 
 def test_flops_of_a_batch_by_hand():
     sizes = TINY._replace(batch=2)
     rows = windows(sasrec_step.generate(sizes, np.array([2, 6])).train, 6, "last")
-    room = packing.capacity_for(rows.counts - 1, sizes.batch)
-    tokens = sasrec_step.packed(rows, sizes, room)
-    needed, executed = sasrec_step.counted(sizes, [rows], [tokens])
+    capacity = packing.capacity_for(rows.counts - 1, sizes.batch)
+    tokens = sasrec_step.pack(rows, capacity)
+    needed, executed = sasrec_step.count_flops(sizes, [rows], [tokens])
     layer, attend = 3 * 2 * 6 * 8 * 8, 3 * 4 * 8
     assert needed == {
         "loss": 3 * 2 * 8 * 50 * 8,
@@ -126,7 +122,7 @@ def test_flops_of_a_batch_by_hand():
         "layers": 12 * layer,
         "attention": 2 * 6 * 6 * attend,
     }
-    # Fewer tokens than rows of a tile; rectangles of length 4 and 6 with room for two rows.
+    # Fewer tokens than rows of a tile; buckets of length 4 and 6 with a capacity of two rows.
     size = len(tokens.item)
     assert 8 <= size <= 16
     assert executed["ours"] == {
@@ -136,7 +132,7 @@ def test_flops_of_a_batch_by_hand():
     }
 
 
-def test_lengths_without_data_leave_most_of_a_rectangle_to_padding():
+def test_lengths_without_data_leave_most_of_a_padded_batch_to_padding():
     beauty = sasrec_step.SIZES["beauty"]
     lengths = sasrec_step.draw_lengths(beauty, 128 * 50)
     assert 1 <= lengths.min() < lengths.max() == 32

@@ -206,6 +206,6 @@ def test_the_benchmark_measures_and_leaves_nothing(tmp_path, monkeypatch):
     assert 0 < measured.anonymous < measured.peak
     assert 0 < measured.mapped < measured.peak
     assert measured.waited >= 0
-    report = "\n".join(big_catalogue.lines(measured))
+    report = "\n".join(big_catalogue.format_report(measured))
     assert "peak resident memory" in report
     assert "goal < 6,000" in report

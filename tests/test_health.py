@@ -41,7 +41,7 @@ def data(tmp_path):
 
 
 @contextlib.contextmanager
-def capacity_of_steps(size):
+def disk_limit(size):
     """The disk takes no file beyond so many bytes: as a full one it refuses what is written."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -196,7 +196,7 @@ def test_a_file_that_does_not_fit_stays_what_it_was(tmp_path):
     path = tmp_path / "f.json"
     write_atomic(path, b"old")
     with (
-        capacity_of_steps(1000),
+        disk_limit(1000),
         pytest.raises(OSError, match=r"File too large.*f\.json") as caught,
     ):
         write_atomic(path, bytes(2000))
@@ -208,7 +208,7 @@ def test_a_row_that_does_not_fit_is_not_begun(tmp_path):
     path = tmp_path / "metrics.jsonl"
     run_log.append_row(path, {"a": 1})
     before = path.read_bytes()
-    with capacity_of_steps(20), pytest.raises(OSError, match=r"metrics\.jsonl"):
+    with disk_limit(20), pytest.raises(OSError, match=r"metrics\.jsonl"):
         run_log.append_row(path, {"a": "x" * 100})
     assert path.read_bytes() == before
     run_log.append_row(path, {"a": 2})
@@ -221,7 +221,7 @@ def test_events_that_do_not_fit_end_in_an_error(tmp_path):
             for step in range(5000):
                 log(step, {"loss": 1.0})
 
-    with capacity_of_steps(10_000), pytest.raises(OSError, match=r"File too large.*tb"):
+    with disk_limit(10_000), pytest.raises(OSError, match=r"File too large.*tb"):
         write()
 
 
@@ -236,7 +236,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path):
     checkpoints.save(a_state(1, size), {})
     checkpoints.wait()
     with (
-        capacity_of_steps(10_000),
+        disk_limit(10_000),
         pytest.raises(OSError, match=r"cannot be written .File too") as e,
     ):
         _save(checkpoints, 2, size)

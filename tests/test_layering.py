@@ -37,17 +37,6 @@ LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 # Module of `data` -> what it imports.
 DATA_WITH_JAX: set[tuple[str, str]] = set()
 LONG_FILES: set[str] = set()
-LONG_FUNCTIONS = {
-    "experiments.bench.kill_resume.measure",
-    "experiments.bench.sasrec_step.measure",
-    "experiments.bench.sasrec_torch.stepper",
-    "experiments.bench.semco_step.torch_stepper",
-}
-REBINDING = {
-    "experiments.bench.big_catalogue",
-    "experiments.bench.sasrec_step",
-    "experiments.bench.semco_step",
-}
 
 
 @functools.cache
@@ -190,5 +179,5 @@ def test_functions_of_the_experiments_are_short_and_rebind_nothing():
                 length = node.end_lineno - node.lineno + 1
                 if length > LONGEST_FUNCTION:
                     long[f"{module}.{node.name}"] = length
-    assert {name: length for name, length in long.items() if name not in LONG_FUNCTIONS} == {}
-    assert {name: line for name, line in rebinding.items() if name not in REBINDING} == {}
+    assert long == {}
+    assert rebinding == {}

@@ -14,11 +14,11 @@ import optuna
 import pytest
 from test_main import small
 
-from experiments import citeulike, clothing, runner, search
+from experiments import citeulike, clothing, movielens, runner, search
 from experiments import config as base
 from experiments import method as methods
 from experiments import workdir as rundir
-from experiments.bench.toy import write_mmrec
+from experiments.bench.toy import write_log, write_mmrec
 from jaxcold.train.loop import DivergedError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -379,3 +379,25 @@ def test_wrong_flags_are_one_line(arguments, message, tmp_path):
     assert first.startswith("error: ")
     assert message in first
     assert not (tmp_path / "s").exists()
+
+
+def test_sequential_models_are_searched_too(tmp_path):
+    """Two trials of SASRec on validation alone; the best values are trained on all seeds."""
+    write_log(tmp_path / "data")
+    config = movielens.get_config("sasrec_delta")
+    assert set(search.space(config)) == {"dropout", "train.learning_rate", "max_delta_norm"}
+    assert set(search.space(movielens.get_config("sasrec"))) == {"dropout", "train.learning_rate"}
+    with config.unlocked():
+        config.seeds = (0,)
+        config.data.root = str(tmp_path / "data")
+        config.model.update(max_length=6, dim=4, blocks=1, dropout=0.1)
+        config.train.update(epochs=2, batch_size=16)
+        config.eval.update(cutoffs=(5,), figure=False)
+    search.search(config, tmp_path / "s", trials=2)
+    study = study_of(tmp_path / "s")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+    # The first trial is what the config would have done.
+    assert study.trials[0].params == {"train.learning_rate": 1e-3, "max_delta_norm": 0.5}
+    results = json.loads((tmp_path / "s" / "best" / "results.json").read_text())
+    score = results["metrics"]["val/total/ndcg@5"]["values"][0]
+    assert score == pytest.approx(study.best_value, abs=1e-12)

@@ -3,7 +3,7 @@
 2 million items with 256 float16 features each (1 GB, memory-mapped) and 20 million training pairs
 by default, made in a temporary folder from one seed. SEMCo with sparsemax and ``encode="active"``
 trains a number of steps through the library's own `build`, `make_step` and `fit`; features are
-read as steps need them, while earlier steps run. Printed are
+read for each step while earlier steps run. Printed are
 
 - the seconds that it takes to make the data, and to prepare them for training;
 - milliseconds per step, from the end of one to the end of the next: median and quartiles;
@@ -66,7 +66,7 @@ class Measured(NamedTuple):
     """What a run took."""
 
     sizes: Sizes
-    warm: int  # items that training knows
+    warm: int  # items with a training pair
     made: float  # seconds to make the data
     prepared: float  # seconds from the data to the first batch's request
     steps: np.ndarray  # f64[n] seconds from the end of a step to the end of the next
@@ -98,25 +98,25 @@ def draw_interactions(sizes: Sizes, rng: np.random.Generator) -> Interactions:
         ValueError: if that many distinct pairs cannot be drawn.
     """
     s = sizes
-    share = np.cumsum(semco_step.shares(s.users, 20, rng))
-    ends = np.rint(share / share[-1] * s.interactions).astype(np.int64)
+    user_cdf = np.cumsum(semco_step.draw_frequencies(s.users, 20, rng))
+    ends = np.rint(user_cdf / user_cdf[-1] * s.interactions).astype(np.int64)
     degree = np.diff(ends, prepend=0)
-    of_item = semco_step.shares(s.items, 35, rng)
-    of_item[rng.permutation(s.items)[: s.items // 5]] = 0
+    frequency = semco_step.draw_frequencies(s.items, 35, rng)
+    frequency[rng.permutation(s.items)[: s.items // 5]] = 0
     if 4 * degree.max() > s.items:
         raise ValueError(
             f"--interactions={s.interactions} gives a user {degree.max()} of {s.items} items; "
             "ask for fewer, or for more users or items"
         )
-    chance = np.cumsum(of_item)
-    chance /= chance[-1]
+    item_cdf = np.cumsum(frequency)
+    item_cdf /= item_cdf[-1]
     user, item = (np.empty(s.interactions, np.int32) for _ in range(2))
     for first in range(0, s.users, USERS):
         wanted = degree[first : first + USERS]
         keys = np.zeros(0, np.int64)
         missing = wanted
         while missing.any():  # a pair drawn twice counts once
-            drawn = np.searchsorted(chance, rng.random(missing.sum()), side="right")
+            drawn = np.searchsorted(item_cdf, rng.random(missing.sum()), side="right")
             keys = np.union1d(keys, np.repeat(np.arange(len(wanted)), missing) * s.items + drawn)
             missing = wanted - np.bincount(keys // s.items, minlength=len(wanted))
         at = slice(ends[first] - degree[first], ends[first] - degree[first] + len(keys))
@@ -137,9 +137,9 @@ def generate(folder: Path, sizes: Sizes) -> Dataset:
     path = folder / "text_feat.npy"
     write_features(path, sizes, rng)
     table = np.load(path, mmap_mode="r", allow_pickle=False)
-    there = np.zeros(sizes.items, bool)
-    there[train.item] = True
-    warm, cold = (np.flatnonzero(mask).astype(np.int32) for mask in (there, ~there))
+    is_warm = np.zeros(sizes.items, bool)
+    is_warm[train.item] = True
+    warm, cold = (np.flatnonzero(mask).astype(np.int32) for mask in (is_warm, ~is_warm))
     val, test = np.array_split(cold, 2)
     split = ColdSplit(train, warm, val, test, {"warm_train": train.pairs()})
     content = ContentFeatures({"text": table}, {"text": np.ones(sizes.items, bool)})
@@ -175,17 +175,17 @@ def resident() -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def watched(every: float = 0.02) -> Iterator[dict[str, int]]:
-    """The peaks of `resident` while the block runs, looked at every so many seconds."""
+def watch_memory(every: float = 0.02) -> Iterator[dict[str, int]]:
+    """The peaks of `resident` while the block runs, read every so many seconds."""
     peaks = resident()
     stop = threading.Event()
 
-    def look() -> None:
+    def update() -> None:
         while not stop.wait(every):
             for name, now in resident().items():
                 peaks[name] = max(peaks[name], now)
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=update, daemon=True)
     thread.start()
     try:
         yield peaks
@@ -194,44 +194,47 @@ def watched(every: float = 0.02) -> Iterator[dict[str, int]]:
         thread.join()
 
 
-def train(model: Model, steps: int) -> tuple[list[float], list[float], list[float], Any]:
-    """Trains some steps of the first epoch.
+class StepLog:
+    """Records the steps of the first epoch while `fit` runs them."""
 
-    Returns:
-        When each step had ended; how long the device was without work at most before each; the
-        losses; and the first batch.
-    """
-    compiled = make_step(model)
-    ended: list[float] = []
-    idle: list[float] = []
-    losses: list[float] = []
-    first: list[Any] = []
-    last: Any = None
+    def __init__(self, model: Model, steps: int):
+        self.ended: list[float] = []  # when each step had ended
+        self.idle: list[float] = []  # seconds that the device had no step to run before each
+        self.losses: list[float] = []
+        self.first: Any = None  # batch
+        self._model, self._steps, self._step = model, steps, make_step(model)
+        self._last_loss: Any = None
 
-    def step(*args: Any) -> Any:
-        nonlocal last
-        state, logs = compiled(*args)
-        last = logs["loss"]
-        return state, logs
+    def step(self, *args: Any) -> Any:
+        """The model's step."""
+        state, metrics = self._step(*args)
+        self._last_loss = metrics["loss"]
+        return state, metrics
 
-    def batches(rng: np.random.Generator) -> Iterator[Any]:
+    def batches(self, rng: np.random.Generator) -> Iterator[Any]:
+        """The first of the model's batches."""
         asked = time.perf_counter()
-        for batch in itertools.islice(model.batches(rng), steps):
-            ready = last is None or last.is_ready()
-            idle.append(time.perf_counter() - asked if ready else 0.0)
-            if not first:
-                first.append(batch)
+        for batch in itertools.islice(self._model.batches(rng), self._steps):
+            ready = self._last_loss is None or self._last_loss.is_ready()
+            self.idle.append(time.perf_counter() - asked if ready else 0.0)
+            if self.first is None:
+                self.first = batch
             yield batch
             asked = time.perf_counter()
 
-    def on_step(_: int, logs: dict[str, float]) -> None:
-        ended.append(time.perf_counter())
-        losses.append(logs["loss"])
+    def on_step(self, _: int, metrics: dict[str, float]) -> None:
+        """Records a finished step."""
+        self.ended.append(time.perf_counter())
+        self.losses.append(metrics["loss"])
 
+
+def train(model: Model, steps: int) -> StepLog:
+    """Trains some steps of the first epoch, and returns their record."""
+    log = StepLog(model, steps)
     state = init_state(model, SEED)
-    short = model._replace(batches=batches, steps_per_epoch=steps, epochs=1)
-    jax.block_until_ready(fit(short, step, state, seed=SEED, on_step=on_step))
-    return ended, idle, losses, first[0]
+    short = model._replace(batches=log.batches, steps_per_epoch=steps, epochs=1)
+    jax.block_until_ready(fit(short, log.step, state, seed=SEED, on_step=log.on_step))
+    return log
 
 
 def measure(sizes: Sizes, steps: int) -> Measured:
@@ -244,18 +247,18 @@ def measure(sizes: Sizes, steps: int) -> Measured:
     Raises:
         ValueError: for sizes of which no data can be made.
     """
-    with watched() as peaks, tempfile.TemporaryDirectory() as folder:
+    with watch_memory() as peaks, tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         dataset = generate(Path(folder), sizes)
         made = time.perf_counter()
         model = build(dataset, sizes)
         prepared = time.perf_counter()
         steps = min(steps, model.steps_per_epoch)
-        ended, idle, losses, first = train(model, steps)
+        log = train(model, steps)
         peak = peak_memory()
         parts = dict(peaks)
         skip = min(WARM_UP, steps - 1)
-        users, items = (np.asarray(x)[:steps] for x in first.epoch[:2])
+        users, items = (np.asarray(x)[:steps] for x in log.first.epoch[:2])
         histories = Csr(
             np.asarray(model.constants.indptr, np.int64), np.asarray(model.constants.indices)
         )
@@ -269,17 +272,17 @@ def measure(sizes: Sizes, steps: int) -> Measured:
             warm=warm,
             made=made - start,
             prepared=prepared - made,
-            steps=np.diff(ended)[skip - 1 :] if skip else np.array([ended[0] - prepared]),
-            waited=sum(idle[skip:]),
+            steps=np.diff(log.ended)[skip - 1 :] if skip else np.array([log.ended[0] - prepared]),
+            waited=sum(log.idle[skip:]),
             active=np.array(active),
             peak=peak,
             anonymous=parts["anonymous"],
             mapped=parts["mapped"],
-            loss=(losses[0], losses[-1]),
+            loss=(log.losses[0], log.losses[-1]),
         )
 
 
-def lines(m: Measured) -> list[str]:
+def format_report(m: Measured) -> list[str]:
     """The report."""
     s = m.sizes
     low, median, high = np.quantile(m.steps, [0.25, 0.5, 0.75]) * 1e3
@@ -309,7 +312,7 @@ def main(_: list[str]) -> None:
         measured = measure(sizes, values.steps)
     except ValueError as error:
         raise app.UsageError(str(error)) from error
-    print("\n".join(lines(measured)))
+    print("\n".join(format_report(measured)))
 
 
 if __name__ == "__main__":

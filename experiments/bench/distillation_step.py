@@ -1,9 +1,9 @@
 """What distillation adds to a step: ``python -m experiments.bench.distillation_step``.
 
-A step of SEMCo-Online sparsemax, teacher and student learning, over a step of the base model at the
-teacher's size (hidden and output width 384), at the size of Amazon Clothing by default, with the
-values published for it. Both are measured turn by turn in one run; times are medians. So is a step
-after the teacher has stopped.
+A step of SEMCo-Online sparsemax that trains teacher and student, and one after the teacher has
+stopped, over a step of the base model at the teacher's size (hidden and output width 384), at the
+size of Amazon Clothing by default, with the values published for it. Every round of one run calls
+each of them once; times are medians.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments.bench import semco_step
-from experiments.bench.semco_step import EPOCHS, RATE, Mapping, Sizes, stepper
+from experiments.bench.semco_step import EPOCHS, RATE, Mapping, Sizes, make_stepper
 from experiments.bench.timing import median_times
 from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.models import distillation
@@ -60,12 +60,12 @@ def measure(sizes: Sizes, teacher: int, repeats: int) -> dict[str, float]:
     dataset = semco_step.generate(sizes)
     base = semco_step.build(dataset, sizes._replace(hidden=teacher, out=teacher), TEACHER)
     batches = list(base.batches(np.random.default_rng(0)))
-    steps = {"base": stepper(base, batches)}
+    steps = {"base": make_stepper(base, batches)}
     model = online(dataset, sizes, teacher)
-    steps["online"] = stepper(model, batches)
+    steps["online"] = make_stepper(model, batches)
     trained = {semco_step.SEED: model.init(semco_step.SEED)[0]["teacher"]}
     stopped = online(dataset, sizes, teacher, teachers=trained)
-    steps["online, teacher stopped"] = stepper(stopped, batches)
+    steps["online, teacher stopped"] = make_stepper(stopped, batches)
     return median_times(steps, repeats)
 
 

@@ -1,4 +1,4 @@
-"""Speed of the sparse maps and losses against softmax, and against PyTorch's entmax package.
+"""Speed of the sparse mappings and losses against softmax, and against PyTorch's entmax package.
 
 ``python -m experiments.bench.entmax`` takes about a minute and prints one Markdown table:
 milliseconds of a call (median) and their ratio to softmax, on [2048, 2048] float32 logits at the
@@ -36,8 +36,8 @@ def _entmax_loss(z: jax.Array, labels: jax.Array, alpha: float, **options: Any) 
 
 
 def jax_functions(z: jax.Array, labels: jax.Array) -> dict[str, Callable[[], Any]]:
-    """Name -> compiled call; maps first, then losses with their gradients."""
-    maps: dict[str, Callable[..., Any]] = {
+    """Name -> compiled call; mappings first, then losses with their gradients."""
+    mappings: dict[str, Callable[..., Any]] = {
         "softmax": jax.nn.softmax,
         "entmax15": sparse.entmax15,
         "sparsemax": sparse.sparsemax,
@@ -49,7 +49,7 @@ def jax_functions(z: jax.Array, labels: jax.Array) -> dict[str, Callable[[], Any
             _entmax_loss, alpha=alpha, tau=2.0, gradient="autodiff"
         )
     calls: dict[str, Callable[[], Any]] = {
-        name: functools.partial(jax.jit(function), z) for name, function in maps.items()
+        name: functools.partial(jax.jit(function), z) for name, function in mappings.items()
     }
     for name, loss in losses.items():
         calls[name] = functools.partial(jax.jit(jax.value_and_grad(loss)), z, labels)
@@ -98,7 +98,7 @@ def table(repeats: int) -> str:
 def main(_: list[str]) -> None:
     """Prints the table."""
     print(f"{os.cpu_count()} CPU cores, JAX {jax.__version__} on {jax.devices()[0].device_kind}")
-    print("Losses are compared with the softmax cross-entropy, maps with softmax.\n")
+    print("Losses are compared with the softmax cross-entropy, mappings with softmax.\n")
     print(table(_REPEATS.value))
 
 

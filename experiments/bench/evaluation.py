@@ -6,8 +6,6 @@ as much as the times do.
 """
 
 import functools
-import statistics
-import time
 from collections.abc import Callable
 
 import jax
@@ -15,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from experiments.bench.timing import median_times
 from jaxcold.eval.metrics import evaluate
 from jaxcold.eval.ranking import top_k
 from jaxcold.reporting.run_log import peak_memory
@@ -36,12 +35,14 @@ def make_task(users: int, items: int, width: int) -> tuple[Representations, Eval
     for rows in (users, items):
         matrix = rng.standard_normal((rows, width), dtype=np.float32)
         vectors.append(matrix / np.linalg.norm(matrix, axis=1, keepdims=True))
-    held = np.repeat(np.arange(users), 7)
-    positives = Csr.from_pairs(held, rng.integers(0, items, len(held)), users)
+    owner = np.repeat(np.arange(users), 7)
+    positives = Csr.from_pairs(owner, rng.integers(0, items, len(owner)), users)
     nothing = Csr(np.zeros(users + 1, np.int64), np.zeros(0, np.int32))
     pool = np.arange(items, dtype=np.int32)
-    asked = EvalSlice(np.arange(users, dtype=np.int32), nothing, positives, nothing, pool, pool)
-    return Representations(*vectors), asked
+    eval_slice = EvalSlice(
+        np.arange(users, dtype=np.int32), nothing, positives, nothing, pool, pool
+    )
+    return Representations(*vectors), eval_slice
 
 
 @jax.jit
@@ -54,36 +55,28 @@ def _product_and_top_k(user: jax.Array, item: jax.Array, k: int) -> tuple[jax.Ar
     return jax.lax.top_k(jnp.matmul(user, item.T), k)
 
 
-def blocks(work: Callable, vectors: Representations, *args: int) -> None:
+def run_in_blocks(function: Callable, vectors: Representations, *args: int) -> None:
     """Runs a compiled function over blocks of users and waits for each."""
     item = jax.device_put(vectors.item)
     for start in range(0, len(vectors.user), _BLOCK):
-        jax.block_until_ready(work(vectors.user[start : start + _BLOCK], item, *args))
+        jax.block_until_ready(function(vectors.user[start : start + _BLOCK], item, *args))
 
 
 def main(_: list[str]) -> None:
     """Measures and prints."""
     k = _K.value
-    vectors, asked = make_task(_USERS.value, _ITEMS.value, _WIDTH.value)
+    vectors, eval_slice = make_task(_USERS.value, _ITEMS.value, _WIDTH.value)
     before = peak_memory()
-    topk = top_k(vectors, asked, k)
-    evaluate(topk, asked, [k])
+    topk = top_k(vectors, eval_slice, k)
+    evaluate(topk, eval_slice, [k])
     ours = peak_memory()
-    works: dict[str, Callable[[], object]] = {
-        "rank": lambda: top_k(vectors, asked, k),
-        "metrics": lambda: evaluate(topk, asked, [k]),
-        "matmul alone": lambda: blocks(_product, vectors),
-        "jit matmul + lax.top_k": lambda: blocks(_product_and_top_k, vectors, k),
+    functions: dict[str, Callable[[], object]] = {
+        "rank": lambda: top_k(vectors, eval_slice, k),
+        "metrics": lambda: evaluate(topk, eval_slice, [k]),
+        "matmul alone": lambda: run_in_blocks(_product, vectors),
+        "jit matmul + lax.top_k": lambda: run_in_blocks(_product_and_top_k, vectors, k),
     }
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for work in works.values():  # compiles
-        work()
-    for _repeat in range(_REPEATS.value):
-        for name, work in works.items():  # interleaved: load from outside hits all alike
-            start = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(values) for name, values in times.items()}
+    median = median_times(functions, _REPEATS.value, warm_up=1)
     print(f"{_USERS.value} users x {_ITEMS.value} items x {_WIDTH.value} dimensions, K = {k}")
     for name, seconds in median.items():
         print(f"{name:24s}{seconds:8.3f} s")

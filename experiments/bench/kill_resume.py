@@ -2,14 +2,14 @@ r"""Kills a small run at random moments, and checks that it ends in the same bit
 
 python -m experiments.bench.kill_resume --kills=30 --model=semco
 
-The run is done once without a break. Then it is started, cut by kill -9 or SIGTERM at a moment
-drawn at random (anywhere between its start and its end, or while a checkpoint is being written),
-and started again with the same command, until there were so many kills. Whenever it comes to its
-end it has to have left the same as the uninterrupted run, metrics, rows and parameters to the last
-bit, and the same files; then it begins anew in another folder.
+The run is done once without a break. Then it is started, interrupted by kill -9 or SIGTERM at a
+moment drawn at random (anywhere between its start and its end, or while a checkpoint is being
+written), and started again with the same command, until there were so many kills. A run that
+reaches its end has to have the metrics, rows and parameters of the uninterrupted run, to the last
+bit, and the same files; the next one starts in another folder.
 
 Each start is a process of its own with the arguments of a command line, forked from one that has
-the imports behind it and nothing else: five seconds of imports are not what is tested.
+done the imports and nothing else: five seconds of imports are not what is tested.
 """
 
 import argparse
@@ -53,26 +53,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 PARTIAL = (".part", ".orbax-checkpoint-tmp")
-# Of the kills, those that wait for a checkpoint that is being written.
+# Fraction of the kills that wait for a checkpoint that is being written.
 SAVING = 0.4
 
 
 class Kill(NamedTuple):
-    """One of them, and what it hit."""
+    """An interruption of a run."""
 
     signal: str
     after: float  # seconds after the start
     code: int  # exit code; below 0 the signal that ended the process
-    where: str
+    position: str  # seed and step in training
     lost: int  # steps that were done and have to be done again
-    half: str  # what was half-written then
+    partial_files: str  # names of files that were half-written then
 
 
 class Report(NamedTuple):
-    """Of `measure`."""
+    """The result of `measure`."""
 
     kills: list[Kill]
-    whole_runs: int  # that came to their end in between, or at last
+    whole_runs: int  # interrupted ones that reached their end
     steps: int  # of a run
     seconds: float  # of the uninterrupted one
 
@@ -83,19 +83,19 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         del row["seconds"]
-    found = {part: results[part] for part in ("metrics", "baselines", "comparisons")}
-    found["rows"] = rows
+    result = {key: results[key] for key in ("metrics", "baselines", "comparisons")}
+    result["rows"] = rows
     for path in (workdir / "per_user.npz", *sorted(workdir.glob("models/seed_*/*.npz"))):
         with np.load(path, allow_pickle=False) as arrays:
-            where = path.relative_to(workdir).parent
-            found |= {f"{where}/{name}": arrays[name].tobytes() for name in arrays}
+            folder = path.relative_to(workdir).parent
+            result |= {f"{folder}/{name}": arrays[name].tobytes() for name in arrays}
     names = (str(path.relative_to(workdir)) for path in workdir.rglob("*"))
-    # A process writes its own events: how many there were shows there alone.
-    found["files"] = sorted(name for name in names if "/events." not in name)
-    return found
+    # Every process writes events of its own: only their number depends on the interruptions.
+    result["files"] = sorted(name for name in names if "/events." not in name)
+    return result
 
 
-def half_written(workdir: pathlib.Path) -> Iterator[str]:
+def list_partial_files(workdir: pathlib.Path) -> Iterator[str]:
     """Names of files that are being written, or were when the process was killed."""
     for folder in (workdir, *workdir.glob("checkpoints/*"), workdir / "models"):
         try:
@@ -144,36 +144,84 @@ class _Process:
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
 
-    def done(self) -> tuple[int, int] | None:
+    def progress(self) -> tuple[int, int] | None:
         """The seed in training and its finished steps; None before the first step."""
         begun, seed, step = struct.unpack("3i", self._shared[:])
         return (seed, step) if begun else None
-
-    def ended(self) -> int | None:
-        """The exit code; None while the process runs."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if pid else None
 
     def join(self) -> int:
         """The exit code, once the process has ended."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def _need(good: bool, what: str) -> None:
-    if not good:
-        raise AssertionError(what)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
 
 
-def _kept(workdir: pathlib.Path, seed: int) -> int:
+def _last_checkpoint(workdir: pathlib.Path, seed: int) -> int:
+    """Number of steps in the newest checkpoint of a seed; 0 without any."""
     folder = workdir / "checkpoints" / f"seed_{seed}"
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     return max(steps, default=0)
 
 
-def _cut(process: _Process, workdir: pathlib.Path, number: int, after: float, saving: bool) -> bool:
+class _Command:
+    """The command that is interrupted, and the outcome that it has to have.
+
+    Args:
+        model: of `MODELS`.
+        folder: an empty one, for data and runs.
+    """
+
+    def __init__(self, model: str, folder: pathlib.Path):
+        file, options = MODELS[model]
+        fields = COMMON | options | {"data.root": folder / "data"}
+        if model == "semco":
+            write_mmrec(folder / "data", "clothing", ("text",))
+        else:
+            write_log(folder / "data", users=120)
+        self._flags = [f"--config={ROOT / file}", *(f"--config.{k}={v}" for k, v in fields.items())]
+        self._log = folder / "log.txt"
+        # What is tested is the run, not the compiler: its programs are kept.
+        jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        _require(self.start(folder / "whole").join() == 0, self.log_tail())
+        begun = time.monotonic()
+        # With every program compiled before, as in the runs that are interrupted.
+        code = self.start(folder / "again").join()
+        self.seconds = time.monotonic() - begun
+        self._wanted = outcome(folder / "whole")
+        self.check(code, folder / "again")
+        self.last_step = max(row["step"] for row in self._wanted["rows"])  # of a seed
+
+    def start(self, workdir: pathlib.Path) -> _Process:
+        """A process that begins the run of that folder, or resumes it."""
+        return _Process([*self._flags, f"--workdir={workdir}"], self._log)
+
+    def check(self, code: int, workdir: pathlib.Path) -> None:
+        """Compares a finished run with the uninterrupted one, and removes it."""
+        _require(code == 0, f"exit code {code}: {self.log_tail()}")
+        result, wanted = outcome(workdir), self._wanted
+        names = sorted(wanted.keys() | result.keys())
+        different = [name for name in names if wanted.get(name) != result.get(name)]
+        _require(not different, f"{workdir}: {', '.join(different)} differ")
+        left = list(list_partial_files(workdir))
+        _require(not left, f"{workdir}: {', '.join(left)} left")
+        shutil.rmtree(workdir)
+
+    def log_tail(self) -> str:
+        """The end of what the processes printed."""
+        return self._log.read_text()[-2000:]
+
+
+def _send(
+    process: _Process, workdir: pathlib.Path, number: int, after: float, saving: bool
+) -> bool:
     """Waits for the moment and sends the signal; False where the process had ended by then."""
     while time.monotonic() - process.start < after or (
-        saving and not any("orbax" in name for name in half_written(workdir))
+        saving and not any("orbax" in name for name in list_partial_files(workdir))
     ):
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return False
@@ -182,8 +230,46 @@ def _cut(process: _Process, workdir: pathlib.Path, number: int, after: float, sa
     return True
 
 
+def _interrupt(command: _Command, workdir: pathlib.Path, rng: np.random.Generator) -> Kill | None:
+    """Starts the run and kills it at a random moment; None if it ended before, and was checked."""
+    number = signal.SIGKILL if rng.random() < 0.5 else signal.SIGTERM
+    after, saving = 0.8 * rng.random() * command.seconds, rng.random() < SAVING
+    # Those of an earlier kill, which the process has yet to remove.
+    before = set(list_partial_files(workdir))
+    process = command.start(workdir)
+    sent = _send(process, workdir, number, after / 2 if saving else after, saving)
+    after = time.monotonic() - process.start
+    code = process.join()
+    if not sent:
+        command.check(code, workdir)
+        return None
+    partial_files = " ".join(sorted(set(list_partial_files(workdir)) - before))
+    progress = process.progress()
+    position, lost = "before its first step", 0
+    if progress:
+        seed, step = progress
+        position = f"seed {seed}, {'after' if step == command.last_step else 'at'} step {step}"
+        if (workdir / "checkpoints").exists():
+            lost = max(0, step - _last_checkpoint(workdir, seed))
+    kill = Kill(number.name, after, code, position, lost, partial_files)
+    if number == signal.SIGTERM:
+        in_training = progress is not None and progress[1] < command.last_step
+        _check_sigterm(kill, in_training, command.log_tail())
+    return kill
+
+
+def _check_sigterm(kill: Kill, in_training: bool, log: str) -> None:
+    """Requires that a run that got SIGTERM saved its last step and left nothing half-written."""
+    # Before the handler is installed SIGTERM ends the process; after the end there is none.
+    allowed = {75} if in_training else {75, 0, -signal.SIGTERM}
+    _require(kill.code in allowed, f"exit code {kill.code} after SIGTERM: {log}")
+    _require(not kill.lost, f"SIGTERM lost {kill.lost} steps")
+    clean = kill.code == -signal.SIGTERM or not kill.partial_files
+    _require(clean, f"SIGTERM left {kill.partial_files}")
+
+
 def measure(model: str, kills: int, seed: int, folder: pathlib.Path) -> Report:
-    """Cuts a run that often, and compares whatever comes to its end.
+    """Interrupts runs that often, and compares those that reach their end.
 
     Args:
         model: of `MODELS`.
@@ -195,88 +281,30 @@ def measure(model: str, kills: int, seed: int, folder: pathlib.Path) -> Report:
         AssertionError: if something differs from the uninterrupted run.
     """
     rng = np.random.default_rng(seed)
-    file, options = MODELS[model]
-    fields = COMMON | options | {"data.root": folder / "data"}
-    if model == "semco":
-        write_mmrec(folder / "data", "clothing", ("text",))
-    else:
-        write_log(folder / "data", users=120)
-    flags = [f"--config={ROOT / file}", *(f"--config.{k}={v}" for k, v in fields.items())]
-    log = folder / "log.txt"
-    # What is tested is the run, not the compiler: its programs are kept.
-    jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-    def start(workdir: pathlib.Path) -> _Process:
-        return _Process([*flags, f"--workdir={workdir}"], log)
-
-    def check(code: int, workdir: pathlib.Path) -> None:
-        _need(code == 0, f"exit code {code}: {log.read_text()[-2000:]}")
-        got = outcome(workdir)
-        names = sorted(wanted.keys() | got.keys())
-        different = [name for name in names if wanted.get(name) != got.get(name)]
-        _need(not different, f"{workdir}: {', '.join(different)} differ")
-        left = list(half_written(workdir))
-        _need(not left, f"{workdir}: {', '.join(left)} left")
-        shutil.rmtree(workdir)
-
-    whole = start(folder / "whole")
-    _need(whole.join() == 0, log.read_text()[-2000:])
-    begun = time.monotonic()
-    again = start(folder / "again")  # with every program compiled before, as those to be killed
-    code = again.join()
-    seconds = time.monotonic() - begun
-    wanted = outcome(folder / "whole")
-    check(code, folder / "again")
-    last = max(row["step"] for row in wanted["rows"])
-
-    found: list[Kill] = []
-    ends = 0
-    while len(found) < kills:
-        workdir = folder / f"cut_{ends}"
-        number = signal.SIGKILL if rng.random() < 0.5 else signal.SIGTERM
-        after, saving = 0.8 * rng.random() * seconds, rng.random() < SAVING
-        # An earlier kill's, until the process comes to clear them away.
-        before = set(half_written(workdir))
-        process = start(workdir)
-        cut = _cut(process, workdir, number, after / 2 if saving else after, saving)
-        after = time.monotonic() - process.start
-        code = process.join()
-        if not cut:
-            check(code, workdir)
-            ends += 1
-            continue
-        half = sorted(set(half_written(workdir)) - before)
-        done = process.done()
-        where, lost = "before its first step", 0
-        if done:
-            what = "after" if done[1] == last else "at"
-            where = f"seed {done[0]}, {what} step {done[1]}"
-            if (workdir / "checkpoints").exists():
-                lost = max(0, done[1] - _kept(workdir, done[0]))
-        if number == signal.SIGTERM:
-            # Before the handler is there it ends the process as ever; after the end there is none.
-            allowed = {75} if done and done[1] < last else {75, 0, -signal.SIGTERM}
-            said = f"exit code {code} after SIGTERM: {log.read_text()[-2000:]}"
-            _need(code in allowed, said)
-            _need(not lost, f"SIGTERM lost {lost} steps")
-            _need(code == -signal.SIGTERM or not half, f"SIGTERM left {', '.join(half)}")
-        found.append(Kill(number.name, after, code, where, lost, " ".join(half)))
-    check(start(workdir).join(), workdir)
-    return Report(found, ends + 1, last * len(fields["seeds"]), seconds)
+    command = _Command(model, folder)
+    records: list[Kill] = []
+    whole_runs = 0
+    while len(records) < kills:
+        if kill := _interrupt(command, folder / f"run_{whole_runs}", rng):
+            records.append(kill)
+        else:
+            whole_runs += 1
+    workdir = folder / f"run_{whole_runs}"
+    command.check(command.start(workdir).join(), workdir)
+    steps = command.last_step * len(COMMON["seeds"])
+    return Report(records, whole_runs + 1, steps, command.seconds)
 
 
-def lines(report: Report) -> list[str]:
-    """The table."""
-    header = f"{'':>3} {'signal':8} {'after s':>7} {'exit':>4} {'lost':>4}  where"
+def format_report(report: Report) -> list[str]:
+    """The lines of the table."""
+    header = f"{'':>3} {'signal':8} {'after s':>7} {'exit':>4} {'lost':>4}  position"
     rows = [
-        f"{number:3} {kill.signal:8} {kill.after:7.2f} {kill.code:4} {kill.lost:4}  {kill.where}"
-        + (f"; half-written: {kill.half}" if kill.half else "")
+        f"{number:3} {kill.signal:8} {kill.after:7.2f} {kill.code:4} {kill.lost:4}  {kill.position}"
+        + (f"; half-written: {kill.partial_files}" if kill.partial_files else "")
         for number, kill in enumerate(report.kills, 1)
     ]
     killed = [kill.lost for kill in report.kills if kill.signal == "SIGKILL"]
-    saving = sum(bool(kill.half) for kill in report.kills)
+    saving = sum(bool(kill.partial_files) for kill in report.kills)
     return [
         header,
         *rows,
@@ -297,8 +325,8 @@ def main() -> None:
     if chosen.kills < 1:
         parser.error("--kills is at least 1")
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(chosen.model, chosen.kills, chosen.seed, pathlib.Path(folder))
-    print("\n".join(lines(found)))
+        report = measure(chosen.model, chosen.kills, chosen.seed, pathlib.Path(folder))
+    print("\n".join(format_report(report)))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 Two sizes: "beauty", whose sequences are short and of unequal length, and "zvuk", where all are full
 and the catalogue is large. Items are drawn at random; Beauty's lengths are the real ones where the
-data set is installed. All that is compared is measured turn by turn in one run; times are medians.
+data set is installed. Every round of one run calls each form once; times are medians.
 
 Ours is the step of `jaxcold.models.sasrec` with bounded deltas, dropout and the full loss. It is
-held against
+compared with
 
-- the dense step: the same model on rectangles padded to the longest sequence of the batch, with the
+- the dense step: the same model on padded batches, as long as their longest sequence, with the
   logits of all slots and items in one array and a cross-entropy of every slot;
 - where torch is importable, that in PyTorch, as the published code has it: padded on the left,
   attention from `torch.nn`, no item as a class. It comes last, beside our step once more: idle
@@ -15,7 +15,7 @@ held against
   step in the published form.
 
 Where the dense forms do not fit into memory at the whole batch, they run at two smaller ones, and
-their time is the straight line through both; the compiler still says what memory the whole takes.
+their time is the straight line through both; the memory of the whole is read from the compiler.
 
 A step over R real positions in sequences of lengths n_i, on N items with width d, needs::
 
@@ -23,13 +23,12 @@ A step over R real positions in sequences of lengths n_i, on N items with width 
           + 3 * 2 R 6 d d * blocks        layers: four of the attention, two of the feed-forward
           + 3 * 4 sum(n_i * n_i) d * blocks   attention: logits and mixtures
 
-Executed are, of ours, whole tiles of the loss, all tokens of a batch, and the squares of all
-rectangles that attention looks at; of the dense step every slot in all three. The causal half of a
-square, which nobody saves, counts as needed. Norms, dropout and the optimizer are overhead.
+Our step executes whole tiles of the loss, all tokens of a batch, and the square of every row of the
+length buckets; the dense step every slot in all three. The masked half of a square, which neither
+form saves, counts as needed. Norms, dropout and the optimizer are overhead.
 """
 
 import importlib.util
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,12 +39,8 @@ import optax
 from absl import app, flags, logging
 from flax import nnx
 from jax import Array
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from experiments.bench import sasrec_torch
-from experiments.bench.timing import median_times, processors
+from experiments.bench.timing import Stepper, median_times, processors
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences.dataset import EvalSequences, SequenceDataset
 from jaxcold.data.sequences.load import load_sequences
@@ -72,12 +67,19 @@ class Sizes(NamedTuple):
     full: bool  # every sequence has max_length inputs; else lengths are Beauty's
     dropout: float = 0.3
     blocks: int = 2
-    turns: int = 8  # batches that the runs take in turn
+    batches: int = 8  # that every form cycles through
+
+    @property
+    def dense_batches(self) -> list[int]:
+        """Batch sizes at which the dense forms run: one, or two below a batch that does not fit."""
+        if self.dense_batch >= self.batch:
+            return [self.batch]
+        return [max(self.dense_batch // 4, 1), self.dense_batch]
 
 
 SIZES = {
     "beauty": Sizes(10_286, 64, 32, 128, 128, full=False),
-    "zvuk": Sizes(131_085, 128, 128, 128, 16, full=True, turns=2),
+    "zvuk": Sizes(131_085, 128, 128, 128, 16, full=True, batches=2),
 }
 
 
@@ -92,7 +94,7 @@ class Measured(NamedTuple):
     needed: dict[str, float]  # part of PARTS -> FLOPs of a step, the mean of the batches
     executed: dict[str, dict[str, float]]  # form -> the same
     matmul: dict[str, float]  # product at the loss's shapes -> FLOP/s
-    torch_gap: float | None = None  # see `torch_gap`; None where torch did not run
+    torch_gap: float | None = None  # see `compare_torch_losses`; None where torch did not run
 
     @property
     def achieved(self) -> float:
@@ -100,20 +102,20 @@ class Measured(NamedTuple):
         return sum(self.needed.values()) / self.seconds["ours"]
 
     @property
-    def share_of_peak(self) -> float:
+    def fraction_of_peak(self) -> float:
         """The same over the best product."""
         return self.achieved / max(self.matmul.values())
 
     def real(self, form: str, part: str) -> float:
-        """Share of a part's FLOPs that is spent on real positions."""
+        """Fraction of a part's FLOPs that is spent on real positions."""
         return self.needed[part] / self.executed[form][part]
 
 
 def draw_lengths(sizes: Sizes, count: int) -> np.ndarray:
     """Inputs of `count` sequences, from 1 to ``max_length``.
 
-    Without the data set, log-normal ones: of like mean, and four fifths of a batch's rectangle are
-    padding too.
+    Without the data set they are log-normal with a similar mean: four fifths of a padded batch are
+    padding then too.
     """
     rng = np.random.default_rng(SEED)
     if sizes.full:
@@ -131,20 +133,13 @@ def generate(sizes: Sizes, lengths: np.ndarray) -> SequenceDataset:
     rng = np.random.default_rng(SEED)
     indptr = np.concatenate([[0], np.cumsum(lengths + 1)])
     items = rng.integers(0, sizes.items, indptr[-1], dtype=np.int32)
-    none = np.zeros(0, np.int32)
-    nothing = EvalSequences(none, Csr(np.zeros(1, np.int64), none), none)
+    no_items = np.zeros(0, np.int32)
+    no_sequences = EvalSequences(no_items, Csr(np.zeros(1, np.int64), no_items), no_items)
     content = rng.standard_normal((sizes.items, sizes.dim), np.float32)
+    train = Csr(indptr, items)
+    ids = np.arange(len(lengths)), np.arange(sizes.items)
     return SequenceDataset(
-        "generated",
-        sizes.items,
-        sizes.items,
-        Csr(indptr, items),
-        nothing,
-        nothing,
-        content,
-        np.arange(len(lengths)),
-        np.arange(sizes.items),
-        {},
+        "generated", sizes.items, sizes.items, train, no_sequences, no_sequences, content, *ids, {}
     )
 
 
@@ -167,7 +162,7 @@ def build(dataset: SequenceDataset, sizes: Sizes, alpha: float, **options: Any) 
     )
 
 
-def densified(model: Model, sizes: Sizes, alpha: float) -> Model:
+def make_dense(model: Model, sizes: Sizes, alpha: float) -> Model:
     """The same model with the logits of all slots and items in one array."""
 
     def make() -> SASRec:
@@ -184,13 +179,7 @@ def densified(model: Model, sizes: Sizes, alpha: float) -> Model:
 
     graphdef, _ = nnx.split(nnx.eval_shape(make))
 
-    def loss(
-        params: Any,
-        model_state: Any,
-        constants: sasrec.Constants,
-        tokens: packing.Tokens,
-        key: Array,
-    ) -> tuple[Array, tuple[Array, Any, dict[str, Array]]]:
+    def loss(params: Any, model_state: Any, constants: Any, tokens: Any, key: Array) -> Any:
         module = nnx.merge(graphdef, params["main"])
         table = module.table(constants.content)
         logits = module(table, tokens, jax.random.split(key)[0]) @ table[1:].T
@@ -206,32 +195,31 @@ def densified(model: Model, sizes: Sizes, alpha: float) -> Model:
     return model._replace(losses={"main": loss})
 
 
-def packed(rows: Csr, sizes: Sizes, capacity: packing.Capacity) -> packing.Tokens:
-    """A batch as our step takes it."""
+def pack(rows: Csr, capacity: packing.Capacity) -> packing.Tokens:
+    """The batch of our step."""
     return packing.pack(*packing.inputs_and_targets(rows), capacity)
 
 
-def padded(rows: Csr, *, left: bool = False) -> packing.Tokens:
-    """A batch as one rectangle."""
+def pad(rows: Csr, *, left: bool = False) -> packing.Tokens:
+    """The batch of the dense step, every row as long as the longest."""
     inputs, targets = packing.inputs_and_targets(rows)
     return packing.pad_left_or_right(
         inputs, targets, inputs.rows, int(inputs.counts.max()), left=left
     )
 
 
-def _shape(batch: Any) -> tuple[Any, ...]:
-    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
-
-
-def programs(model: Model, start: TrainState, batches: Iterable[Any]) -> dict[tuple[Any, ...], Any]:
-    """Compiled steps by the shapes of a batch."""
+def compile_steps(model: Model, start: TrainState, batches: Iterable[Any]) -> list[Any]:
+    """The compiled step of every batch: one program for those of one shape."""
     step: Any = make_step(model)
     key = jax.random.key(SEED)
-    kinds = {_shape(batch): batch for batch in batches}
-    return {
-        kind: step.lower(start, model.constants, batch, key).compile()
-        for kind, batch in kinds.items()
-    }
+    compiled: dict[tuple[Any, ...], Any] = {}
+    result = []
+    for batch in batches:
+        shape = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+        if shape not in compiled:
+            compiled[shape] = step.lower(start, model.constants, batch, key).compile()
+        result.append(compiled[shape])
+    return result
 
 
 def temporary_bytes(compiled: Iterable[Any]) -> int:
@@ -239,34 +227,34 @@ def temporary_bytes(compiled: Iterable[Any]) -> int:
     return max(int(program.memory_analysis().temp_size_in_bytes) for program in compiled)
 
 
-def stepper(
-    model: Model, start: TrainState, compiled: dict[tuple[Any, ...], Any], batches: Sequence[Any]
-) -> Callable[[], float]:
-    """A function that trains one step, waits for all of it, and returns the loss."""
-    state, key = jax.tree.map(jnp.copy, start), jax.random.key(SEED)  # steps donate their state
-    turn = itertools.cycle([(_shape(batch), jax.device_put(batch)) for batch in batches])
-
-    def once() -> float:
-        nonlocal state
-        kind, batch = next(turn)
-        state, metrics = jax.block_until_ready(compiled[kind](state, model.constants, batch, key))
-        return float(metrics["loss"])
-
-    return once
+def make_stepper(
+    model: Model, start: TrainState, compiled: Sequence[Any], batches: Sequence[Any]
+) -> Stepper:
+    """The compiled steps on a cycle of their batches, from a copy of the state."""
+    state = jax.tree.map(jnp.copy, start)  # steps donate their state
+    steps = list(zip(compiled, map(jax.device_put, batches), strict=True))
+    return Stepper(state, model.constants, steps, SEED)
 
 
-def torch_stepper(model: Model, sizes: Sizes, batches: Sequence[Csr]) -> Callable[[], float]:
-    """The step of `sasrec_torch` on windows, with the model's content and initial parameters."""
-    params = model.init(SEED)[0]["main"]
-    rectangles = []
+def make_torch_step(model: Model, sizes: Sizes, batches: Sequence[Csr]) -> Callable[[], float]:
+    """PyTorch's step on windows, with the model's content and initial parameters."""
+    from experiments.bench.torch_steps import SASRecStep
+
+    pairs = []
     for rows in batches:
-        tokens = padded(rows, left=True)
-        rectangles.append(tuple(t.reshape(rows.rows, -1) for t in (tokens.item, tokens.target)))
-    content = np.asarray(model.constants.content)
-    return sasrec_torch.stepper(params, content, rectangles, sizes.dropout, RATE, MAX_DELTA_NORM)
+        tokens = pad(rows, left=True)
+        pairs.append(tuple(t.reshape(rows.rows, -1) for t in (tokens.item, tokens.target)))
+    return SASRecStep(
+        model.init(SEED)[0]["main"],
+        np.asarray(model.constants.content),
+        pairs,
+        dropout=sizes.dropout,
+        learning_rate=RATE,
+        max_delta_norm=MAX_DELTA_NORM,
+    )
 
 
-def torch_gap(dataset: SequenceDataset, sizes: Sizes, rows: Csr) -> float:
+def compare_torch_losses(dataset: SequenceDataset, sizes: Sizes, rows: Csr) -> float:
     """Largest relative difference between the losses of our first three steps and of PyTorch's.
 
     Ours are in the published form. The second and third loss see one and two updates and bounds of
@@ -277,18 +265,17 @@ def torch_gap(dataset: SequenceDataset, sizes: Sizes, rows: Csr) -> float:
         sizes: of the model.
         rows: windows of the one batch that is trained on.
     """
-    still = sizes._replace(dropout=0.0)
-    model = build(dataset, still, 1.0, reference=True)
-    batches = [padded(rows, left=True)]
+    sizes = sizes._replace(dropout=0.0)
+    model = build(dataset, sizes, 1.0, reference=True)
+    batches = [pad(rows, left=True)]
     start = init_state(model, SEED)
-    ours = stepper(model, start, programs(model, start, batches), batches)
-    theirs = torch_stepper(model, still, [rows])
-    pairs = [(ours(), theirs()) for _ in range(3)]
-    return max(abs(theirs / ours - 1) for ours, theirs in pairs)
+    step = make_stepper(model, start, compile_steps(model, start, batches), batches)
+    torch_step = make_torch_step(model, sizes, [rows])
+    return max(abs(torch_step() / step() - 1) for _ in range(3))
 
 
 def flops(sizes: Sizes, rows: float, tokens: float, squares: float) -> dict[str, float]:
-    """FLOPs of a step by part, for rows of logits, tokens, and squares that attention looks at."""
+    """FLOPs of a step by part, for rows of logits, tokens, and squares of the attention."""
     d = sizes.dim
     return {
         "loss": 3 * 2 * rows * sizes.items * d,
@@ -297,7 +284,7 @@ def flops(sizes: Sizes, rows: float, tokens: float, squares: float) -> dict[str,
     }
 
 
-def counted(
+def count_flops(
     sizes: Sizes, batches: Sequence[Csr], ours: Sequence[packing.Tokens]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """What a step needs, and what the forms execute: means over the batches.
@@ -305,7 +292,7 @@ def counted(
     Args:
         sizes: of the model.
         batches: windows.
-        ours: the same as our step takes them.
+        ours: the same, packed for our step.
     """
     kinds: dict[str, list[dict[str, float]]] = {"needed": [], "ours": [], "dense": []}
     for windows_, tokens in zip(batches, ours, strict=True):
@@ -324,16 +311,12 @@ def counted(
     return means.pop("needed"), means
 
 
-def matmuls(sizes: Sizes, tokens: int) -> dict[str, Callable[[], Any]]:
+def make_matmuls(sizes: Sizes, tokens: int) -> dict[str, Callable[[], Any]]:
     """The three products of a tile of the loss, compiled."""
     rows = tile_rows(tokens, sizes.items)
     keys = jax.random.split(jax.random.key(SEED), 3)
-    h, W, p = (
-        jax.random.normal(key, shape)
-        for key, shape in zip(
-            keys, [(rows, sizes.dim), (sizes.items, sizes.dim), (rows, sizes.items)], strict=True
-        )
-    )
+    shapes = [(rows, sizes.dim), (sizes.items, sizes.dim), (rows, sizes.items)]
+    h, W, p = (jax.random.normal(*pair) for pair in zip(keys, shapes, strict=True))
     logits = jax.jit(lambda h, W: h @ W.T)
     hidden = jax.jit(lambda p, W: p @ W)
     table = jax.jit(lambda p, h: h.T @ p)
@@ -344,59 +327,88 @@ def matmuls(sizes: Sizes, tokens: int) -> dict[str, Callable[[], Any]]:
     }
 
 
+def take_batches(rows: Csr, sizes: Sizes, batch: int) -> list[Csr]:
+    """The first batches of windows, of that many rows each."""
+    return [rows.take(np.arange(i * batch, (i + 1) * batch)) for i in range(sizes.batches)]
+
+
+def make_steps(
+    model: Model, sizes: Sizes, alpha: float, rows: Csr, ours: Sequence[packing.Tokens]
+) -> tuple[dict[str, Stepper], dict[str, int]]:
+    """Steps by form, "ours" and "dense BATCH", and temporary bytes at the whole batch, by form.
+
+    Args:
+        model: ours.
+        sizes: of the model.
+        alpha: of the loss.
+        rows: windows of all sequences.
+        ours: our step's batches.
+    """
+    start = init_state(model, SEED)
+    compiled = compile_steps(model, start, ours)
+    steps = {"ours": make_stepper(model, start, compiled, ours)}
+    temporary = {"ours": temporary_bytes(compiled)}
+    dense = make_dense(model, sizes, alpha)
+    for batch in sorted({*sizes.dense_batches, sizes.batch}):
+        padded = [pad(windows_) for windows_ in take_batches(rows, sizes, batch)]
+        compiled = compile_steps(dense, start, padded)
+        if batch in sizes.dense_batches:  # else it is compiled without being run
+            steps[f"dense {batch}"] = make_stepper(dense, start, compiled, padded)
+    return steps, temporary | {"dense": temporary_bytes(compiled)}
+
+
+def measure_torch(
+    model: Model, dataset: SequenceDataset, sizes: Sizes, rows: Csr, ours: Stepper, repeats: int
+) -> tuple[float, float, float, float]:
+    """Seconds of PyTorch's step, the same over ours, its first loss, and `compare_torch_losses`.
+
+    The arguments are those of `make_steps`, and our step, which is measured in the same rounds.
+    """
+    import torch
+
+    torch.set_num_threads(processors())
+    steps = {
+        f"torch {batch}": make_torch_step(model, sizes, take_batches(rows, sizes, batch))
+        for batch in sizes.dense_batches
+    }
+    first_loss = [step() for step in steps.values()][-1]
+    times = median_times({"ours": ours, **steps}, repeats, warm_up=0)
+    seconds = extrapolate("torch", sizes.dense_batches, times, sizes.batch)
+    gap = compare_torch_losses(dataset, sizes, take_batches(rows, sizes, sizes.dense_batches[0])[0])
+    return seconds, seconds / times["ours"], first_loss, gap
+
+
 def measure(sizes: Sizes, alpha: float, repeats: int) -> Measured:
-    """Compiles, warms up and measures everything in turn.
+    """Compiles, warms up and measures everything.
 
     Args:
         sizes: of the data and the model.
         alpha: of the loss; PyTorch runs at 1 alone.
         repeats: runs of each measurement.
     """
-    dataset = generate(sizes, draw_lengths(sizes, sizes.turns * sizes.batch))
+    dataset = generate(sizes, draw_lengths(sizes, sizes.batches * sizes.batch))
     model = build(dataset, sizes, alpha)
-    dense = densified(model, sizes, alpha)
     rows = windows(dataset.train, sizes.max_length, "last")
     capacity = packing.capacity_for(rows.counts - 1, sizes.batch)
-    start = init_state(model, SEED)
-
-    def cut(batch: int) -> list[Csr]:
-        return [rows.take(np.arange(i * batch, (i + 1) * batch)) for i in range(sizes.turns)]
-
-    whole = cut(sizes.batch)
-    ours = [packed(rows, sizes, capacity) for rows in whole]
-    # The line through one point, or two, that the dense forms run at.
-    runs = reduced(sizes) if sizes.dense_batch < sizes.batch else [sizes.batch]
-    compiled = programs(model, start, ours)
-    steps = {"ours": stepper(model, start, compiled, ours)}
-    temporary = {"ours": temporary_bytes(compiled.values())}
-    for batch in runs:
-        rectangles = [padded(part) for part in cut(batch)]
-        compiled = programs(dense, start, rectangles)
-        temporary["dense"] = temporary_bytes(compiled.values())
-        steps[f"dense {batch}"] = stepper(dense, start, compiled, rectangles)
-    if runs != [sizes.batch]:  # compiled without being run
-        compiled = programs(dense, start, [padded(part) for part in whole])
-        temporary["dense"] = temporary_bytes(compiled.values())
-    products = matmuls(sizes, len(ours[0].item))
-    first_loss = {name.split()[0]: once() for name, once in steps.items()}
-    for once in products.values():
-        jax.block_until_ready(once())  # compiles; the steps are compiled and have run once
-    found = median_times({**products, **steps}, repeats, warm_up=0)
-    seconds = {"ours": found["ours"], "dense": extrapolated("dense", runs, found, sizes.batch)}
+    whole = take_batches(rows, sizes, sizes.batch)
+    ours = [pack(windows_, capacity) for windows_ in whole]
+    steps, temporary = make_steps(model, sizes, alpha, rows, ours)
+    products = make_matmuls(sizes, len(ours[0].item))
+    first_loss = {name.split()[0]: step() for name, step in steps.items()}
+    for multiply in products.values():
+        jax.block_until_ready(multiply())  # compiles; the steps are compiled and have run once
+    times = median_times({**products, **steps}, repeats, warm_up=0)
+    seconds = {
+        "ours": times["ours"],
+        "dense": extrapolate("dense", sizes.dense_batches, times, sizes.batch),
+    }
     over_ours = {"ours": 1.0, "dense": seconds["dense"] / seconds["ours"]}
     gap = None
     if alpha == 1 and importlib.util.find_spec("torch"):
-        import torch
-
-        torch.set_num_threads(processors())
-        theirs = {f"torch {batch}": torch_stepper(model, sizes, cut(batch)) for batch in runs}
-        first_loss["torch"] = [once() for once in theirs.values()][-1]
-        beside = {"ours": steps["ours"], **theirs}
-        found_beside = median_times(beside, max(1, repeats // 3), warm_up=0)
-        seconds["torch"] = extrapolated("torch", runs, found_beside, sizes.batch)
-        over_ours["torch"] = seconds["torch"] / found_beside["ours"]
-        gap = torch_gap(dataset, sizes, cut(runs[0])[0])
-    needed, executed = counted(sizes, whole, ours)
+        rounds = max(1, repeats // 3)
+        torch = measure_torch(model, dataset, sizes, rows, steps["ours"], rounds)
+        seconds["torch"], over_ours["torch"], first_loss["torch"], gap = torch
+    needed, executed = count_flops(sizes, whole, ours)
     product = 2 * tile_rows(len(ours[0].item), sizes.items) * sizes.items * sizes.dim
     return Measured(
         sizes=sizes,
@@ -406,80 +418,65 @@ def measure(sizes: Sizes, alpha: float, repeats: int) -> Measured:
         first_loss=first_loss,
         needed=needed,
         executed=executed,
-        matmul={name: product / found[name] for name in products},
+        matmul={name: product / times[name] for name in products},
         torch_gap=gap,
     )
 
 
-def reduced(sizes: Sizes) -> list[int]:
-    """Batches that the dense forms run at where the whole one does not fit."""
-    return [max(sizes.dense_batch // 4, 1), sizes.dense_batch]
-
-
-def extrapolated(form: str, runs: Sequence[int], found: dict[str, float], batch: int) -> float:
-    """Seconds at the whole batch, from the one or two that were run."""
+def extrapolate(form: str, runs: Sequence[int], times: dict[str, float], batch: int) -> float:
+    """Seconds at the whole batch, from those at the one or two batch sizes that were run."""
     small, large = runs[0], runs[-1]
-    low, high = found[f"{form} {small}"], found[f"{form} {large}"]
+    low, high = times[f"{form} {small}"], times[f"{form} {large}"]
     return high if small == large else low + (high - low) / (large - small) * (batch - small)
 
 
-def show(name: str, m: Measured, console: Console) -> None:
-    """Prints the report."""
-
-    def table(first: str, *others: str) -> Table:
-        made = Table(box=SIMPLE_HEAD)
-        made.add_column(first, no_wrap=True)
-        for column in others:
-            made.add_column(column, justify="right", no_wrap=True)
-        return made
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    s = m.sizes
+def format_report(name: str, m: Measured) -> list[str]:
+    """The report."""
+    s, forms = m.sizes, ("ours", "dense")
     padding = 1 - m.needed["layers"] / m.executed["dense"]["layers"]
     partial = s.dense_batch < s.batch
-    say(f"{name}: {s.items:,} items, d = {s.dim}, length {s.max_length}, batch {s.batch}")
-    say(f"{padding:.0%} of the dense step's slots are padding")
-    forms = table("step", "ms", "over ours", "temporary MB", "ours over it")
-    for form, spent in m.seconds.items():
-        memory = m.temporary.get(form)
-        forms.add_row(
-            form + (" *" if partial and form != "ours" else ""),
-            f"{spent * 1e3:,.1f}",
-            f"{m.over_ours[form]:.2f}",
-            "" if memory is None else f"{memory / 1e6:,.1f}",
-            "" if memory is None else f"{m.temporary['ours'] / memory:.4f}",
-        )
-    console.print(forms)
+    text = [
+        f"{name}: {s.items:,} items, d = {s.dim}, length {s.max_length}, batch {s.batch}",
+        f"{padding:.0%} of the dense step's slots are padding",
+        "",
+        "step            ms   over ours   temporary MB   ours over it",
+    ]
+    for form, seconds in m.seconds.items():
+        mark = " *" if partial and form != "ours" else ""
+        line = f"{form + mark:8}{seconds * 1e3:10,.1f}{m.over_ours[form]:12.2f}"
+        if memory := m.temporary.get(form):
+            line += f"{memory / 1e6:15,.1f}{m.temporary['ours'] / memory:15.4f}"
+        text.append(line)
     if partial:
-        say(
-            f"* not run at batch {s.batch}: the line through batches {reduced(s)[0]} and "
-            f"{reduced(s)[1]}; memory is the compiler's, at {s.batch}"
+        small, large = s.dense_batches
+        text.append(
+            f"* not run at batch {s.batch}: the line through batches {small} and {large}; "
+            f"memory is the compiler's, at {s.batch}"
         )
-    if m.torch_gap is None:
-        say("torch: skipped; it has to be importable, and --alpha=1")
-    else:
-        say(f"torch: its first three losses without dropout are ours within {m.torch_gap:.1e}")
-    say("goals: dense over ours >= 5 on beauty; ours over dense in memory <= 0.1 at zvuk")
-
-    shares = table("FLOPs on real positions / executed", "GFLOP needed", "ours", "dense")
-    for part in PARTS:
-        needed = f"{m.needed[part] / 1e9:,.3f}"
-        shares.add_row(part, needed, *(f"{m.real(form, part):.1%}" for form in ("ours", "dense")))
+    text += [
+        "torch: skipped; it has to be importable, and --alpha=1"
+        if m.torch_gap is None
+        else f"torch: its first three losses without dropout are ours within {m.torch_gap:.1e}",
+        "goals: dense over ours >= 5 on beauty; ours over dense in memory <= 0.1 at zvuk",
+        "",
+        "FLOPs on real positions / executed   GFLOP needed    ours   dense",
+    ]
+    totals = {form: sum(m.executed[form].values()) for form in forms}
     total = sum(m.needed.values())
-    whole = (f"{total / sum(m.executed[form].values()):.1%}" for form in ("ours", "dense"))
-    shares.add_row("all", f"{total / 1e9:,.3f}", *whole)
-    console.print(shares)
-    say("goal: all")
-
-    peak = table("float32 at the loss's shapes", "GFLOP/s")
-    for product, rate in m.matmul.items():
-        peak.add_row(product, f"{rate / 1e9:.1f}")
-    peak.add_row("our whole step", f"{m.achieved / 1e9:.1f}")
-    peak.add_row("over the best product", f"{m.share_of_peak:.1%}")
-    console.print(peak)
-    say("goal: over the best product >= 50 %\n")
+    rows = {part: (m.needed[part], [m.real(form, part) for form in forms]) for part in PARTS}
+    rows["all"] = (total, [total / totals[form] for form in forms])
+    for part, (needed, fractions) in rows.items():
+        columns = "".join(f"{fraction:8.1%}" for fraction in fractions)
+        text.append(f"{part:34}{needed / 1e9:15,.3f}{columns}")
+    return [
+        *text,
+        "",
+        "float32 at the loss's shapes     GFLOP/s",
+        *(f"{product:30}{rate / 1e9:10.1f}" for product, rate in m.matmul.items()),
+        f"{'our whole step':30}{m.achieved / 1e9:10.1f}",
+        f"{'over the best product':30}{m.fraction_of_peak:10.1%}   goal >= 50 %",
+        "",
+    ]
 
 
 def main(_: list[str]) -> None:
@@ -487,7 +484,8 @@ def main(_: list[str]) -> None:
     values = flags.FLAGS
     logging.set_verbosity(logging.WARNING)  # not a line for each kind of device that is absent
     for name in SIZES if values.size == "both" else [values.size]:
-        show(name, measure(SIZES[name], values.alpha, values.repeats), Console())
+        measured = measure(SIZES[name], values.alpha, values.repeats)
+        print("\n".join(format_report(name, measured)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bytes that a step holds and sends on several devices: ``python -m experiments.bench.scaling``.
+"""Bytes that a step stores and sends on several devices: ``python -m experiments.bench.scaling``.
 
 Weak scaling on 1, 2, 4 and 8 simulated devices: batch and catalogue grow with their number. The
 bytes are read from the compiled programs and compared with the formulas of `jaxcold.parallel`.
@@ -31,22 +31,22 @@ GOAL = 0.05
 class Cost(NamedTuple):
     """Bytes of a step on each of n devices."""
 
-    held: float  # arguments of the program: parameters, optimizer, fixed arrays, batch
-    moved: float  # sent to others
+    stored: float  # arguments of the program: parameters, optimizer, fixed arrays, batch
+    sent: float  # to others
 
 
 class Measured(NamedTuple):
     """A compiled step against the formulas."""
 
-    found: Cost
-    wanted: Cost
+    cost: Cost
+    formula: Cost
     looped: list[Collective]  # collective operations inside loops
 
     @property
     def gap(self) -> float:
         """The larger relative difference."""
-        pairs = zip(self.found, self.wanted, strict=True)
-        return max(abs(found - wanted) / max(wanted, 1) for found, wanted in pairs)
+        pairs = zip(self.cost, self.formula, strict=True)
+        return max(abs(cost - formula) / max(formula, 1) for cost, formula in pairs)
 
 
 def semco_cost(
@@ -77,7 +77,7 @@ def semco_cost(
         slots: places for history entries of a batch on a device.
     """
     params = features * hidden + 2 * hidden + hidden * out + out
-    held = (
+    stored = (
         4 * features * items / n  # features
         + 4 * entries + 8 * users  # histories, and how long they are
         + 4 * features * (features + 1)  # moments
@@ -85,7 +85,7 @@ def semco_cost(
         + 12 * pairs  # users, items and weights
         + 4 * slots
     )  # fmt: skip
-    return Cost(held, (n - 1) / n * (6 * 4 * batch * out + 2 * 4 * params))
+    return Cost(stored, (n - 1) / n * (6 * 4 * batch * out + 2 * 4 * params))
 
 
 def sasrec_cost(
@@ -108,18 +108,18 @@ def sasrec_cost(
         max_length: positions.
         blocks: of the transformer.
         tokens: T, of all devices.
-        slots: places of the attention's rectangles, of all devices.
+        slots: places of the attention's length buckets, of all devices.
         split: the table is.
     """
     dense = max_length * dim + blocks * (6 * dim * (dim + 1) + 4 * dim) + 2 * dim
     table = items * dim
-    held = 12 * dense + 4 * 4 * table / (n if split else 1) + 4 * (4 * tokens + slots) / n
+    stored = 12 * dense + 4 * 4 * table / (n if split else 1) + 4 * (4 * tokens + slots) / n
     if split:
         # Embeddings and hidden states there and back; ids and targets; largest logits and masses.
-        moved = 4 * 4 * tokens * dim + 2 * 4 * tokens + 2 * 2 * 4 * tokens + 2 * 4 * dense
+        sent = 4 * 4 * tokens * dim + 2 * 4 * tokens + 2 * 2 * 4 * tokens + 2 * 4 * dense
     else:
-        moved = 2 * 4 * (dense + table)
-    return Cost(held, (n - 1) / n * moved)
+        sent = 2 * 4 * (dense + table)
+    return Cost(stored, (n - 1) / n * sent)
 
 
 def _compiled(model: Model) -> tuple[Any, Any]:
@@ -129,11 +129,11 @@ def _compiled(model: Model) -> tuple[Any, Any]:
     return batch, step.lower(state, model.constants, batch, jax.random.key(0)).compile()
 
 
-def _measured(program: Any, devices: parallel.Devices, wanted: Cost) -> Measured:
+def _measured(program: Any, devices: parallel.Devices, formula: Cost) -> Measured:
     moves = collectives(program.as_text(), devices.n)
-    held = program.memory_analysis().argument_size_in_bytes
-    moved = sum(move.moved(devices.n) for move in moves)
-    return Measured(Cost(held, moved), wanted, [move for move in moves if move.looped])
+    stored = program.memory_analysis().argument_size_in_bytes
+    sent = sum(move.moved(devices.n) for move in moves)
+    return Measured(Cost(stored, sent), formula, [move for move in moves if move.looped])
 
 
 def semco(devices: parallel.Devices, sizes: semco_step.Sizes = SEMCO, **options: Any) -> Measured:
@@ -154,7 +154,7 @@ def semco(devices: parallel.Devices, sizes: semco_step.Sizes = SEMCO, **options:
         **options,
     )
     batch, program = _compiled(model)
-    wanted = semco_cost(
+    formula = semco_cost(
         n,
         users=sizes.users,
         items=sizes.warm,
@@ -166,7 +166,7 @@ def semco(devices: parallel.Devices, sizes: semco_step.Sizes = SEMCO, **options:
         entries=model.constants.indices.size / n,
         slots=batch.epoch.slots.size,
     )
-    return _measured(program, devices, wanted)
+    return _measured(program, devices, formula)
 
 
 def sasrec(
@@ -179,17 +179,17 @@ def sasrec(
     dataset = sasrec_step.generate(sizes, lengths)
     model = sasrec_step.build(dataset, sizes, alpha, devices=devices)
     batch, program = _compiled(model)
-    wanted = sasrec_cost(
+    formula = sasrec_cost(
         n,
         items=len(model.constants.content),
         dim=sizes.dim,
         max_length=sizes.max_length,
         blocks=sizes.blocks,
         tokens=batch.item.size,
-        slots=sum(rectangle.size for rectangle in batch.buckets),
+        slots=sum(bucket.size for bucket in batch.buckets),
         split=devices.shard_items,
     )
-    return _measured(program, devices, wanted)
+    return _measured(program, devices, formula)
 
 
 def plan() -> list[str]:
@@ -218,27 +218,29 @@ def plan() -> list[str]:
         split=True,
     )
     return [
-        f"{name}, {items:.0e} items on {n} devices: {cost.held / 2**30:.2f} GiB held, "
-        f"{cost.moved / 2**20:.0f} MiB sent a step"
+        f"{name}, {items:.0e} items on {n} devices: {cost.stored / 2**30:.2f} GiB stored, "
+        f"{cost.sent / 2**20:.0f} MiB sent a step"
         for name, cost in (("SEMCo, 1024 features", base), ("SASRec, d = 128", sequences))
     ]
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table, and what the formulas say of a pod."""
+    """Prints the table, and the formulas' results at the size of `plan`."""
     del argv
     kinds: dict[str, Callable[[parallel.Devices], Measured]] = {"SEMCo": semco, "SASRec": sasrec}
-    print(f"{'model':20}{'devices':>8}{'held':>12}{'formula':>12}{'sent':>12}{'formula':>12}  gap")
+    print(
+        f"{'model':20}{'devices':>8}{'stored':>12}{'formula':>12}{'sent':>12}{'formula':>12}  gap"
+    )
     for name, kind in kinds.items():
         for shard_items in (False, True) if name == "SASRec" else (False,):
             for n in (1, 2, 4, 8):
                 devices = parallel.choose("shard_map", count=n, shard_items=shard_items)
-                found = kind(devices)
+                measured = kind(devices)
                 row = f"{name + (', split' if shard_items else ''):20}{n:8}"
-                for measured, wanted in zip(found.found, found.wanted, strict=True):
-                    row += f"{measured:12,.0f}{wanted:12,.0f}"
-                inside = f"; {len(found.looped)} exchanges in loops" if found.looped else ""
-                print(f"{row}  {found.gap:.1%}{inside}", flush=True)
+                for cost, formula in zip(measured.cost, measured.formula, strict=True):
+                    row += f"{cost:12,.0f}{formula:12,.0f}"
+                loops = f"; {len(measured.looped)} exchanges in loops" if measured.looped else ""
+                print(f"{row}  {measured.gap:.1%}{loops}", flush=True)
     print(*plan(), sep="\n")
 
 

@@ -1,7 +1,7 @@
 """Speed of SEMCo's training step: ``python -m experiments.bench.semco_step``.
 
-At the size of Amazon Clothing by default, on generated data. Everything is measured in one run,
-turn by turn, so that load from outside hits all alike; times are medians. Printed are
+At the size of Amazon Clothing by default, on generated data. Every round of one run calls each
+measured function once, so that load from outside hits all alike; times are medians. Printed are
 
 - this machine's float32 matmul peak at the encoder's shapes: the better of the first layer's
   forward product ``[N, D] @ [D, h]`` and its weight gradient ``[D, N] @ [N, h]``;
@@ -21,7 +21,6 @@ turn by turn, so that load from outside hits all alike; times are medians. Print
 """
 
 import importlib.util
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -30,7 +29,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from experiments.bench.timing import median_times
+from experiments.bench.timing import Stepper, median_times
 from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.models import semco
 from jaxcold.reporting.run_log import peak_memory
@@ -69,8 +68,16 @@ class Sizes(NamedTuple):
 
     @property
     def warm(self) -> int:
-        """Items that training knows: 80 %."""
+        """Items with training pairs: 80 %."""
         return self.items - self.items // 5
+
+
+class TorchTimes(NamedTuple):
+    """Mapping -> seconds of a step; empty without PyTorch."""
+
+    seconds: dict[str, float]
+    ours: dict[str, float]  # our step again, in the same rounds
+    loss_gap: float  # largest relative difference of PyTorch's first losses from ours
 
 
 class Measured(NamedTuple):
@@ -78,15 +85,13 @@ class Measured(NamedTuple):
 
     sizes: Sizes
     matmul: dict[str, float]  # product at the encoder's shapes
-    step: dict[str, float]  # map
+    step: dict[str, float]  # mapping
     active: float  # sparsemax with encode="active"
     batches: float  # an epoch's batches on the host
     steps_per_epoch: int
     peak_bytes: int
     step_bytes: int  # arguments, results and scratch space of the compiled sparsemax step
-    torch: dict[str, float]  # map; empty without PyTorch
-    beside: dict[str, float]  # our step again, measured beside PyTorch's
-    loss_gap: float  # largest relative difference of PyTorch's first losses from ours
+    torch: TorchTimes
 
     @property
     def flops(self) -> int:
@@ -100,7 +105,7 @@ class Measured(NamedTuple):
         return 2 * s.warm * s.dim * s.hidden / min(self.matmul.values())
 
     @property
-    def share(self) -> dict[str, float]:
+    def fraction_of_peak(self) -> dict[str, float]:
         """Mapping to the step's fraction of the peak."""
         return {name: self.flops / seconds / self.peak for name, seconds in self.step.items()}
 
@@ -121,11 +126,11 @@ def define_sizes(defaults: Sized) -> None:
 
 
 def sizes_of_flags(defaults: Sized) -> Sized:
-    """The tuple with what those flags say."""
+    """The tuple with the values of those flags."""
     return defaults._replace(**{name: getattr(flags.FLAGS, name) for name in defaults._fields})
 
 
-def shares(rows: int, longest: float, rng: np.random.Generator) -> np.ndarray:
+def draw_frequencies(rows: int, longest: float, rng: np.random.Generator) -> np.ndarray:
     """Frequencies that fall with the root of the rank, from `longest` times the mean, shuffled."""
     weight = (np.arange(rows) + rows / (4 * longest**2)) ** -0.5
     return rng.permutation(weight / weight.sum())
@@ -145,7 +150,7 @@ def generate(sizes: Sizes) -> Dataset:
             f"{int(s.users * s.warm / 2 / 0.64)}"
         )
 
-    of_user, of_item = shares(s.users, 20, rng), shares(s.warm, 35, rng)
+    of_user, of_item = draw_frequencies(s.users, 20, rng), draw_frequencies(s.warm, 35, rng)
     keys = np.zeros(0, np.int64)
     while len(keys) < count:  # until enough of them are distinct
         drawn = rng.choice(s.users, count, p=of_user) * s.warm
@@ -163,15 +168,15 @@ def generate(sizes: Sizes) -> Dataset:
     return Dataset("generated", train, split, content, np.arange(s.users), np.arange(s.items))
 
 
-def build(dataset: Dataset, sizes: Sizes, chosen: Mapping, encode: str = "all") -> Model:
+def build(dataset: Dataset, sizes: Sizes, mapping: Mapping, encode: str = "all") -> Model:
     """SEMCo in the authors' form."""
     return semco.build(
         dataset,
         batch_size=sizes.batch,
-        alpha=chosen.alpha,
-        tau=chosen.tau,
+        alpha=mapping.alpha,
+        tau=mapping.tau,
         epochs=EPOCHS,
-        l2=chosen.l2,
+        l2=mapping.l2,
         learning_rate=RATE,
         gradient="autodiff",
         hidden=sizes.hidden,
@@ -180,7 +185,7 @@ def build(dataset: Dataset, sizes: Sizes, chosen: Mapping, encode: str = "all") 
     )
 
 
-def matmuls(sizes: Sizes) -> dict[str, Callable[[], Any]]:
+def make_matmuls(sizes: Sizes) -> dict[str, Callable[[], Any]]:
     """The products that dominate the encoder, compiled."""
     s, key = sizes, jax.random.key(0)
     x = jax.random.normal(key, (s.warm, s.dim))
@@ -194,18 +199,11 @@ def matmuls(sizes: Sizes) -> dict[str, Callable[[], Any]]:
     }
 
 
-def stepper(model: Model, batches: Sequence[Any]) -> Callable[[], float]:
-    """A function that trains one step, waits for all of it, and returns the loss."""
+def make_stepper(model: Model, batches: Sequence[Any]) -> Stepper:
+    """The model's step on a cycle of batches, from fresh parameters."""
     step = make_step(model)
-    state, key = init_state(model, SEED), jax.random.key(SEED)
-    turn = itertools.cycle(batches)
-
-    def once() -> float:
-        nonlocal state
-        state, metrics = jax.block_until_ready(step(state, model.constants, next(turn), key))
-        return float(metrics["loss"])
-
-    return once
+    state = init_state(model, SEED)
+    return Stepper(state, model.constants, [(step, batch) for batch in batches], SEED)
 
 
 def step_bytes(model: Model, batch: Any) -> int:
@@ -221,80 +219,57 @@ def step_bytes(model: Model, batch: Any) -> int:
     )
 
 
-def torch_stepper(
-    model: Model, histories: Csr, chosen: Mapping, batches: Sequence[Any]
-) -> Callable[[], float]:
-    """The same step in PyTorch, as one writes it from the paper; entmax differentiates the loss.
+def measure_torch(
+    models: dict[str, Model],
+    histories: Csr,
+    batches: Sequence[Any],
+    steps: dict[str, Stepper],
+    losses: dict[str, float],
+    repeats: int,
+    threads: int,
+) -> TorchTimes:
+    """Times of the same steps in PyTorch; empty where torch or entmax cannot be imported.
 
     Args:
-        model: gives the unit features and the initial parameters.
+        models: mapping -> model.
         histories: the training items of all users, numbered among the warm ones.
-        chosen: the map.
-        batches: the model's.
+        batches: the models'.
+        steps: mapping -> our step, measured again in the same rounds.
+        losses: mapping -> our first loss.
+        repeats: rounds.
+        threads: for PyTorch.
     """
-    import entmax
+    if not all(importlib.util.find_spec(name) for name in ("torch", "entmax")):
+        return TorchTimes({}, {}, 0.0)
     import torch
-    from torch.nn import functional
 
-    def tensor(array: Any) -> torch.Tensor:
-        return torch.from_numpy(np.array(array))
+    from experiments.bench.torch_steps import SEMCoStep
 
-    initial = model.init(SEED)[0]["main"]  # those of `init_state`
-    params = {
-        jax.tree_util.keystr(path, simple=True, separator="."): tensor(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(initial)
-    }
-    kernel, last = params["modes.0.kernel.value"], params["final.kernel.value"]
-    first = torch.nn.Linear(*kernel.shape)
-    norm = torch.nn.BatchNorm1d(kernel.shape[1], track_running_stats=False)
-    final = torch.nn.Linear(*last.shape)
-    with torch.no_grad():
-        first.weight.copy_(kernel.T)
-        first.bias.zero_()
-        final.weight.copy_(last.T)
-        final.bias.copy_(params["final.bias.value"])
-    encoder = torch.nn.Sequential(first, norm, torch.nn.ReLU(), final)
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=RATE, weight_decay=chosen.l2)
-    period = EPOCHS * model.steps_per_epoch
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period)
-    features = tensor(model.constants.features[0])
-    rows = np.repeat(np.arange(histories.rows), histories.counts)
-    means = torch.sparse_coo_tensor(
-        np.stack([rows, histories.indices]),
-        tensor(1 / histories.counts[rows]).float(),
-        (histories.rows, len(features)),
-        check_invariants=True,
-    ).coalesce()
+    torch.set_num_threads(threads)
     pairs = []
     for batch in batches:
-        kept = np.asarray(batch.epoch.weight[batch.at]) > 0
+        real = np.asarray(batch.epoch.weight[batch.at]) > 0
         ids = (batch.epoch.user[batch.at], batch.epoch.item[batch.at])
-        pairs.append(tuple(tensor(np.asarray(i)[kept]).long() for i in ids))
-    turn = itertools.cycle(pairs)
-    activation = {1.5: entmax.entmax15, 2.0: entmax.sparsemax}.get(chosen.alpha)
-
-    def once() -> float:
-        user, item = next(turn)
-        embedded = functional.normalize(encoder(features))
-        users = functional.normalize(torch.sparse.mm(means, embedded)[user])
-        z = users @ embedded[item].T / chosen.tau
-        if activation is None:
-            loss = functional.cross_entropy(z, torch.arange(len(z)))
-        else:
-            p = activation(z / chosen.tau, dim=-1)
-            entropy = (1 - (p**chosen.alpha).sum(-1)) / (chosen.alpha * (chosen.alpha - 1))
-            loss = ((p * z).sum(-1) - z.diagonal() + entropy).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        return loss.item()
-
-    return once
+        pairs.append(tuple(np.asarray(column)[real] for column in ids))
+    torch_steps = {}
+    for name, model in models.items():
+        torch_steps[f"torch {name}"] = SEMCoStep(
+            model.init(SEED)[0]["main"],  # those of `init_state`
+            model.constants.features[0],
+            histories,
+            pairs,
+            **MAPPINGS[name]._asdict(),
+            learning_rate=RATE,
+            period=EPOCHS * model.steps_per_epoch,
+        )
+    gap = max(abs(torch_steps[f"torch {name}"]() / loss - 1) for name, loss in losses.items())
+    seconds = median_times({**steps, **torch_steps}, repeats, warm_up=1)
+    torch_seconds = {name: seconds[f"torch {name}"] for name in steps}
+    return TorchTimes(torch_seconds, {name: seconds[name] for name in steps}, gap)
 
 
 def measure(sizes: Sizes, repeats: int, threads: int) -> Measured:
-    """Compiles, warms up and measures everything in turn.
+    """Compiles, warms up and measures everything.
 
     Args:
         sizes: of the data and the model.
@@ -302,35 +277,25 @@ def measure(sizes: Sizes, repeats: int, threads: int) -> Measured:
         threads: for PyTorch; ours follow the processors that the process may use.
     """
     dataset = generate(sizes)
-    models = {name: build(dataset, sizes, chosen) for name, chosen in MAPPINGS.items()}
+    models = {name: build(dataset, sizes, mapping) for name, mapping in MAPPINGS.items()}
     model = models["sparsemax"]
     active = build(dataset, sizes, MAPPINGS["sparsemax"], encode="active")
     rng = np.random.default_rng(0)
     batches, active_batches = list(model.batches(rng)), list(active.batches(rng))
-    steps = {name: stepper(m, batches) for name, m in models.items()}
-    products = matmuls(sizes)
+    steps = {name: make_stepper(m, batches) for name, m in models.items()}
+    products = make_matmuls(sizes)
     rest: dict[str, Callable[[], Any]] = {
-        "active": stepper(active, active_batches),
+        "active": make_stepper(active, active_batches),
         "batches": lambda: list(model.batches(rng)),
     }
-    losses = {name: once() for name, once in steps.items()}
+    losses = {name: step() for name, step in steps.items()}
     seconds = median_times({**products, **steps, **rest}, repeats)
     scratch = step_bytes(model, batches[0])
     peak_bytes = peak_memory()  # before PyTorch adds its own
 
-    beside: dict[str, float] = {}
-    gap = 0.0
-    if all(importlib.util.find_spec(name) for name in ("torch", "entmax")):
-        import torch
-
-        torch.set_num_threads(threads)
-        histories = dataset.split.train.by_user()
-        theirs = {
-            f"torch {name}": torch_stepper(models[name], histories, chosen, batches)
-            for name, chosen in MAPPINGS.items()
-        }
-        gap = max(abs(theirs[f"torch {name}"]() / loss - 1) for name, loss in losses.items())
-        beside = median_times({**steps, **theirs}, max(1, repeats // 3), warm_up=1)
+    histories = dataset.split.train.by_user()
+    rounds = max(1, repeats // 3)
+    torch = measure_torch(models, histories, batches, steps, losses, rounds, threads)
     return Measured(
         sizes=sizes,
         matmul={name: seconds[name] for name in products},
@@ -340,13 +305,11 @@ def measure(sizes: Sizes, repeats: int, threads: int) -> Measured:
         steps_per_epoch=model.steps_per_epoch,
         peak_bytes=peak_bytes,
         step_bytes=scratch,
-        torch={name: beside[f"torch {name}"] for name in steps if beside},
-        beside={name: beside[name] for name in steps if beside},
-        loss_gap=gap,
+        torch=torch,
     )
 
 
-def lines(m: Measured) -> list[str]:
+def format_report(m: Measured) -> list[str]:
     """The report."""
     s = m.sizes
     product = 2 * s.warm * s.dim * s.hidden
@@ -364,7 +327,7 @@ def lines(m: Measured) -> list[str]:
     for name, seconds in m.step.items():
         text.append(
             f"{name:24s}{seconds * 1e3:9.2f}{m.flops / seconds / 1e9:10.1f}"
-            f"{m.share[name]:9.1%}{seconds / softmax:14.3f}"
+            f"{m.fraction_of_peak[name]:9.1%}{seconds / softmax:14.3f}"
         )
     text += [
         "goals: of peak >= 50 %, sparsemax over softmax <= 1.1",
@@ -379,12 +342,12 @@ def lines(m: Measured) -> list[str]:
         f"the compiled step alone {m.step_bytes / 1e6:,.0f} MB",
         "",
     ]
-    if not m.torch:
+    if not m.torch.seconds:
         return [*text, "PyTorch: skipped, torch and entmax are not both importable"]
     text.append("PyTorch step                   ms    over ours")
-    for name, seconds in m.torch.items():
-        text.append(f"{name:24s}{seconds * 1e3:9.2f}{seconds / m.beside[name]:13.2f}")
-    return [*text, f"first losses differ by {m.loss_gap:.1e} of their value"]
+    for name, seconds in m.torch.seconds.items():
+        text.append(f"{name:24s}{seconds * 1e3:9.2f}{seconds / m.torch.ours[name]:13.2f}")
+    return [*text, f"first losses differ by {m.torch.loss_gap:.1e} of their value"]
 
 
 def main(_: list[str]) -> None:
@@ -399,7 +362,7 @@ def main(_: list[str]) -> None:
         measured = measure(sizes, values.repeats, values.threads)
     except ValueError as error:
         raise app.UsageError(str(error)) from error
-    print("\n".join(lines(measured)))
+    print("\n".join(format_report(measured)))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Wall-clock medians of several functions measured side by side."""
+"""Wall-clock medians of several functions measured side by side, training steps among them."""
 
+import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 
 def median_times(
-    functions: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 2
+    functions: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 2
 ) -> dict[str, float]:
     """Median seconds of one call of each function, all measured in the same period.
 
@@ -40,6 +41,31 @@ def median_times(
             jax.block_until_ready(function())
             spent[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in spent.items()}
+
+
+class Stepper:
+    """Trains one step per call, on the next batch of a cycle.
+
+    Args:
+        state: of the training; its buffers are donated.
+        constants: of the model.
+        steps: compiled steps, each with the batch that it trains on.
+        seed: of the key given to every step.
+    """
+
+    def __init__(
+        self, state: Any, constants: Any, steps: Sequence[tuple[Callable[..., Any], Any]], seed: int
+    ):
+        self._state, self._constants, self._key = state, constants, jax.random.key(seed)
+        self._steps = itertools.cycle(steps)
+
+    def __call__(self) -> float:
+        """Waits for all of the step, and returns its loss."""
+        step, batch = next(self._steps)
+        self._state, metrics = jax.block_until_ready(
+            step(self._state, self._constants, batch, self._key)
+        )
+        return float(metrics["loss"])
 
 
 def processors() -> int:

@@ -2,7 +2,8 @@
 
 from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
 from jaxcold.data.pairs.load import load
-from jaxcold.data.pairs.split import make_split, read_split, write_split
+from jaxcold.data.pairs.split import make_split
+from jaxcold.data.pairs.split_file import read_split, write_split
 
 __all__ = [
     "ColdSplit",

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from jaxcold.data.pairs.dataset import SETS, ColdSplit, ContentFeatures, Interactions
-from jaxcold.data.pairs.split import check_split
+from jaxcold.data.pairs.split_file import check_split
 from jaxcold.data.text_tables import (
     ONE_HOST,
     Hosts,

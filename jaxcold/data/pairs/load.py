@@ -11,7 +11,8 @@ import numpy as np
 from jaxcold.data import readers, synthetic
 from jaxcold.data.digests import digest_files
 from jaxcold.data.pairs.dataset import Dataset, Interactions
-from jaxcold.data.pairs.split import make_split, read_split, rows_of
+from jaxcold.data.pairs.split import make_split
+from jaxcold.data.pairs.split_file import read_split, rows_of
 from jaxcold.data.sequences.split_file import training_rows
 from jaxcold.data.sources import citeulike
 from jaxcold.data.text_tables import ONE_HOST, Hosts
