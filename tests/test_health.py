@@ -19,7 +19,7 @@ from test_checkpoint import a_state, assert_state
 from test_resume import ROOT, config_of
 
 from experiments import config as base
-from experiments import main, runner
+from experiments import main, runner, setup
 from experiments import workdir as rundir
 from experiments.bench.toy import write_mmrec
 from jaxcold.data.pairs.batches import shuffled_pairs
@@ -162,7 +162,7 @@ def test_a_run_that_diverges_leaves_the_examples_and_the_last_good_checkpoint(
 
         return spoil
 
-    monkeypatch.setattr(runner, "make_step", spoilt)
+    monkeypatch.setattr(setup, "make_step", spoilt)
     for _ in range(2):  # the same command comes to the same end
         with pytest.raises(FloatingPointError) as caught:
             runner.run(config, workdir)
