@@ -326,8 +326,8 @@ def test_bad_arguments_of_fit_are_one_clear_line(case):
         (lambda m: m.recommend(histories={"x": 5}), r"histories\['x'\]: is a list of ids, not 5"),
         (lambda m: m.recommend(histories={"a": [1000], "b": []}), "user 'b' is without history"),
         (lambda m: m.recommend(candidates=[1000, 3]), "candidates: item 3 is unknown"),
-        (lambda m: m.recommend(candidates="warm"), 'is "cold" or a list'),
-        (lambda m: m.recommend(k=0), "k must be at least 1"),
+        (lambda m: m.recommend(candidates="new"), '"warm", "cold", a list of item ids'),
+        (lambda m: m.recommend(k=0), "k is at least 1, not 0"),
         (lambda m: m.embed({"text": np.ones((1, 12))}), "mode 'image' is absent"),
         (lambda m: m.embed({"txt": np.ones((1, 12))}), "mode 'txt' is unknown; known: text, image"),
         (
@@ -356,7 +356,7 @@ def test_bad_questions_are_one_clear_line(quick, call, message):
 
 def spoil(folder, kind):
     meta = json.loads((folder / "model.json").read_text())
-    arrays = folder / meta["files"]["arrays.npz"]["file"]
+    arrays = folder / meta["files"]["arrays.safetensors"]["file"]
     if kind == "absent":
         (folder / "model.json").unlink()
     elif kind == "cut":
@@ -377,9 +377,9 @@ def spoil(folder, kind):
     [
         ("absent", "model.json: not found; name a folder"),
         ("cut", "model.json: is damaged or not of jaxcold"),
-        ("bit", r"arrays-\w+.npz: is damaged .* copy the whole folder"),
-        ("no arrays", r"arrays-\w+.npz: cannot be read"),
-        ("version", "has format 99, this version of jaxcold reads 1; load it with jaxcold 0"),
+        ("bit", r"arrays-\w+.safetensors: is damaged .* copy the whole folder"),
+        ("no arrays", r"arrays-\w+.safetensors: cannot be read"),
+        ("version", "has format 99, this version of jaxcold reads 2; load it with jaxcold 0"),
         ("modes", "does not hold a whole recommender"),
     ],
 )
@@ -408,10 +408,9 @@ def test_saving_never_touches_a_folder_of_other_files(quick, tmp_path):
 
 
 def test_objects_are_never_unpickled(quick, tmp_path):
-    files = {"arrays.npz": b"", "ids.json": b"{}"}
     with open(tmp_path / "evil.npz", "wb") as file:
         np.savez(file, **{"items/embedding": np.array([print], object)})
-    files["arrays.npz"] = (tmp_path / "evil.npz").read_bytes()
-    artifact.write(tmp_path / "m", {"modes": []}, files)
-    with pytest.raises(DataError, match="allow_pickle=False"):
+    files = {"arrays.safetensors": (tmp_path / "evil.npz").read_bytes(), "ids.json": b"{}"}
+    artifact.write(tmp_path / "m", {"modes": [], "options": {}}, files)
+    with pytest.raises(DataError, match=r"does not hold a whole recommender .*[Hh]eader"):
         jaxcold.load(tmp_path / "m")

@@ -14,7 +14,7 @@ from jaxcold.estimators import artifact
 from jaxcold.estimators import base as estimator
 from jaxcold.estimators import sasrec as sequential
 from jaxcold.estimators.sasrec import SASRec
-from jaxcold.models import sasrec
+from jaxcold.models import sasrec, sequence_encoder
 from jaxcold.types import Csr, DataError
 
 WARM, COLD, USERS = 24, 4, 150
@@ -178,11 +178,11 @@ def test_a_list_depends_on_its_own_history_alone(quick):
 
 def test_whoever_is_asked_for_the_programs_are_the_same(quick):
     quick.recommend({0: [100], 1: [*range(100, 109)]})
-    before = sasrec.encode._cache_size()
+    before = sequence_encoder._encode._cache_size()
     for length in range(1, 10):
         quick.recommend({user: range(100, 100 + length) for user in range(length)})
     quick.add_items([1], np.ones((1, 8))).recommend({0: [1]})
-    assert sasrec.encode._cache_size() == before
+    assert sequence_encoder._encode._cache_size() == before
 
 
 def test_only_the_latest_items_are_read_and_repeats_count_once(quick):
@@ -311,14 +311,14 @@ def spoil(folder, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("bit", r"arrays-\w+.npz: is damaged .* copy the whole folder"),
-        ("no arrays", r"arrays-\w+.npz: cannot be read"),
+        ("bit", r"arrays-\w+.safetensors: is damaged .* copy the whole folder"),
+        ("no arrays", r"arrays-\w+.safetensors: cannot be read"),
         ("no folder", "not found; name a folder with a saved model"),
         ("kind", "holds a model of kind 'semco', not 'sasrec'; read it with jaxcold.load"),
-        ("no options", r"does not hold a whole recommender \('options'\)"),
-        ("other width", "does not hold a whole recommender .*13 items with arrays of shapes"),
-        ("other length", r"does not hold a whole recommender \(position is \[6, 8\], not \[5, 8\]"),
-        ("more blocks", r"does not hold a whole recommender \('blocks/1/"),
+        ("no options", "does not hold a whole recommender .model.json has no options"),
+        ("other width", "whole recommender .items/embedding does not have dim=4 columns"),
+        ("other length", r"whole recommender \(encoder/position has shape \[6, 8\], not \[5, 8\]"),
+        ("more blocks", "whole recommender .options: blocks or heads do not fit the arrays"),
     ],
 )
 def test_damaged_folders_are_one_clear_line(quick, tmp_path, kind, message):
@@ -332,9 +332,10 @@ def test_damaged_folders_are_one_clear_line(quick, tmp_path, kind, message):
 def test_objects_are_never_unpickled(tmp_path):
     with open(tmp_path / "evil.npz", "wb") as file:
         np.savez(file, **{"items/embedding": np.array([print], object)})
-    files = {"arrays.npz": (tmp_path / "evil.npz").read_bytes(), "ids.json": b'{"items": [1]}'}
+    evil = (tmp_path / "evil.npz").read_bytes()
+    files = {"arrays.safetensors": evil, "ids.json": b'{"items": [1]}'}
     artifact.write(tmp_path / "m", {"model": "sasrec", "width": 1, "options": {}}, files)
-    with pytest.raises(DataError, match="allow_pickle=False"):
+    with pytest.raises(DataError, match=r"does not hold a whole recommender .*[Hh]eader"):
         SASRec.load(tmp_path / "m")
 
 
@@ -429,14 +430,16 @@ def test_without_content_the_table_is_of_ids(prepared):
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_training(one_program, monkeypatch, capsys):
-    real, script = sequential.evaluate, []
+    real, script = sequential.evaluate_model, []
 
-    def evaluate(*args):
-        found = real(*args)
+    def evaluate_model(*args):
         value = script.pop(0)
-        return found._replace(per_user={"ndcg@10": np.full(1, value)})
+        return {
+            name: metrics._replace(per_user={"ndcg@10": np.full(1, value)})
+            for name, metrics in real(*args).items()
+        }
 
-    monkeypatch.setattr(sequential, "evaluate", evaluate)
+    monkeypatch.setattr(sequential, "evaluate_model", evaluate_model)
     script[:] = [0.1, 0.3, 0.3, 0.2, 0.9]
     stopped = fit(10, patience=2)
     assert script == [0.9]
@@ -465,7 +468,7 @@ def fit_errors():
     def rows(frame):
         return lambda a: a | {"interactions": frame}
 
-    few = pd.DataFrame({"user": [1, 1, 2], "item": [name(0), name(1), name(0)], "time": 0})
+    few = pd.DataFrame({"user": [1, 1, 2], "item": [name(0), name(1), name(0)], "time": [0, 1, 2]})
     return {
         "columns": (rows(few.drop(columns="time")), '"user", "item" and "time"'),
         "no rows": (rows(few[:0]), "interactions has no rows"),
@@ -478,7 +481,7 @@ def fit_errors():
         "twice": (content(lambda x: pd.concat([x, x[:1]])), "item 'item-00' is given twice"),
         "text": (content(lambda x: x.assign(title="x")), "column 'title' holds"),
         "nan": (content(lambda x: put(x, np.nan)), r"item 'item-03' is not finite \(nan in col"),
-        "dim": (lambda a: a | {"dim": 9}, "set model.dim to at most 8"),
+        "dim": (lambda a: a | {"dim": 9}, "set dim to at most 8"),
         "table": (lambda a: a | {"item_table": "learned"}, "item_table is 'random' or"),
         "bound": (lambda a: a | {"max_delta_norm": 1.0}, "max_delta_norm is at least 0 and below"),
         "reference": (lambda a: a | {"reference": True}, "reference=True repeats defects"),
@@ -504,10 +507,10 @@ def test_bad_arguments_of_fit_are_one_clear_line(case):
     [
         (lambda m: m.recommend({0: [100, 7, 7, 8]}), 'item 7, 8 are unknown; .*unknown="drop"'),
         (lambda m: m.recommend({0: [100]}, unknown="skip"), 'unknown is "error" or "drop"'),
-        (lambda m: m.recommend([[100]]), "histories is a mapping"),
+        (lambda m: m.recommend("100"), "histories is a mapping"),
         (lambda m: m.recommend({"x": 100}), r"histories\['x'\]: is a list of ids, not 100"),
-        (lambda m: m.recommend({0: [100]}, 0), "k must be at least 1"),
-        (lambda m: m.recommend({0: [100]}, candidates="new"), "or a list of item ids, not 'new'"),
+        (lambda m: m.recommend({0: [100]}, 0), "k is at least 1, not 0"),
+        (lambda m: m.recommend({0: [100]}, candidates="new"), "lists by user, not 'new'"),
         (lambda m: m.recommend({0: [100]}, candidates=[100, 3]), "candidates: item 3 is unknown"),
         (lambda m: m.embed(np.ones((1, 5))), "5 columns; the model was trained on 8"),
         (lambda m: m.embed(np.ones(8)), r"content is float64\[8\], not numbers"),

@@ -1,135 +1,109 @@
-"""What the recommenders on data frames share: external ids, tables, training with a bar, folders.
-
-No other package meets external ids.
-"""
+"""What the estimators share: arguments, training with a bar, ranking, saved models."""
 
 import contextlib
-import io
+import difflib
+import inspect
 import json
+import math
+import operator
 import os
-import zipfile
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 
-from jaxcold.estimators import artifact
+from jaxcold.estimators import artifact, frames
+from jaxcold.eval.ranking import top_k
 from jaxcold.reporting.progress import Progress
 from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import TrainState, init_state, make_step
-from jaxcold.types import DataError, Model, TopK
+from jaxcold.types import Csr, DataError, EvalSlice, Model, Representations
+
+_LIST_BLOCK = 2**22  # entries that per-user candidates exclude at once
+_ARRAYS, _IDS = "arrays.safetensors", "ids.json"
 
 
-def some(what: str, ids: Collection) -> str:
-    """What to call a few of many: "item 3, 5, 7 and 12 more are"."""
-    shown = ", ".join(map(repr, list(ids)[:3]))
-    more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-    return f"{what} {shown}{more} {'is' if len(ids) == 1 else 'are'}"
+def check_integer(name: str, value: Any, minimum: int | None = None) -> int:
+    """The value as an int.
 
-
-def listed(ids: Iterable[Hashable], where: str) -> pd.Index:
-    """The ids as they are; text alone is no list of them."""
-    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise DataError(f"{where}: is a list of ids, not {ids!r}")
-    return pd.Index(list(ids), tupleize_cols=False)
-
-
-def distinct(values: Iterable[Hashable], what: str) -> pd.Index:
-    """Distinct ids, all whole numbers or all strings, of one dtype whatever they came in.
-
-    Other ids, such as the floats that a table with gaps turns whole numbers into, are refused
-    before any training and not when the model is saved.
+    Raises:
+        TypeError: if it is not a whole number.
+        ValueError: if it is below `minimum`.
     """
-    index = listed(values, f"{what} ids")
-    kind = pd.api.types.infer_dtype(index, skipna=False)
-    if kind not in ("integer", "string"):
-        raise DataError(
-            f"{what} ids are {kind}; make all of them whole numbers or all of them strings, "
-            "for example by astype(str)"
-        )
-    if index.has_duplicates:
-        raise DataError(f"{some(what, index[index.duplicated()].unique())} given twice; keep one")
-    return pd.Index(index.tolist())
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is a whole number, not {value!r}") from None
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name} is at least {minimum}, not {number}")
+    return number
 
 
-def new_items(items: pd.Index, ids: Iterable[Hashable]) -> pd.Index:
-    """The ids, once none of them is known."""
-    new = distinct(ids, "item")
-    known = new[new.isin(items)]
-    if len(known):
-        raise DataError(f"{some('item', known)} known already; an item's content is fixed")
-    return new
+def check_number(name: str, value: Any) -> None:
+    """Raises a TypeError or a ValueError unless the value is a finite number."""
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    if not is_number or isinstance(value, bool):
+        raise TypeError(f"{name} is a number, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is a finite number, not {value}")
 
 
-def rows_of(known: pd.Index, ids: Iterable[Hashable], place: str, what: str = "item") -> np.ndarray:
-    """i32[n]: the rows of ids, all of which are known.
+def check_learning_rate(value: Any) -> None:
+    """Raises unless the learning rate is a positive number."""
+    check_number("learning_rate", value)
+    if value <= 0:
+        raise ValueError(f"learning_rate is a positive number, not {value}")
 
-    Args:
-        known: ids by row.
-        ids: wanted.
-        place: where they were given, for the message.
-        what: they are ids of.
+
+def check_options(
+    estimator: str, fit: Callable, build: Callable, options: Mapping[str, Any]
+) -> None:
+    """Checks the names of options, and their types against the defaults of `build`.
+
+    Raises:
+        TypeError: for a name that `build` lacks, with the closest one, or for a value of another
+            type.
     """
-    wanted = listed(ids, place)
-    rows = known.get_indexer(wanted)
-    if (rows < 0).any():
-        remedy = "add them with add_items, or leave them out" if what == "item" else "leave it out"
-        raise DataError(f"{place}: {some(what, wanted[rows < 0])} unknown; {remedy}")
-    return rows.astype(np.int32)
+    known = inspect.signature(build).parameters
+    own = [name for name in inspect.signature(fit).parameters if name != "options"]
+    names = [name for name in known if name not in ("dataset", "devices", "reference")]
+    for name, value in options.items():
+        if name not in names and name != "reference":
+            close = difflib.get_close_matches(name, [*own, *names], n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+            raise TypeError(f"{estimator}.fit has no argument {name!r}; {remedy}")
+        default = known[name].default
+        if isinstance(default, bool | str):
+            if not isinstance(value, type(default)):
+                kind = "True or False" if isinstance(default, bool) else "a string"
+                raise TypeError(f"{name} is {kind}, not {value!r}")
+        elif isinstance(default, int):
+            check_integer(name, value)
+        elif isinstance(default, float):
+            check_number(name, value)
 
 
-def content_rows(content: pd.Index, items: pd.Index) -> np.ndarray:
-    """The row of content of each item of a log."""
-    rows = content.get_indexer(items)
-    if (rows < 0).any():
-        shown = ", ".join(map(repr, content[:3].tolist()))
-        raise DataError(
-            f"interactions: {some('item', items[rows < 0])} without content (content "
-            f"holds {shown}, ...); give content for it, or drop its interactions"
-        )
-    return rows
+@contextlib.contextmanager
+def translate_messages() -> Iterator[None]:
+    """Names the arguments of an estimator where a model's message names those of a config."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error).replace("features stay on the host (data.mmap)", "stream=True works")
+        translated = re.sub(r"\b(?:model|train)\.([a-z_]\w*)", r"\1", message)
+        if translated == str(error):
+            raise
+        raise type(error)(translated) from None
 
 
-def check_log(interactions: pd.DataFrame, fields: Sequence[str]) -> None:
-    """Stops unless there is a frame with these columns and with rows."""
-    if not isinstance(interactions, pd.DataFrame) or not {*fields} <= {*interactions.columns}:
-        *most, last = (f'"{field}"' for field in fields)
-        raise DataError(f"interactions is a data frame with columns {', '.join(most)} and {last}")
-    if not len(interactions):
-        raise DataError("interactions has no rows; give one per click")
-
-
-def coded(interactions: pd.DataFrame, field: str, *, ordered: bool = False) -> tuple:
-    """A column as numbers from 0, and what each stands for, in that order if it matters."""
-    codes, values = pd.factorize(interactions[field], sort=ordered)
-    if (codes < 0).any():
-        raise DataError(
-            f"interactions: row {int(np.argmax(codes < 0))} (counted from 0) has no {field}; "
-            "drop it"
-        )
-    return codes, values
-
-
-def numbers(place: str, given: pd.DataFrame | np.ndarray) -> np.ndarray:
-    """[n, F] floats, finite or not, from a frame or an array of numbers."""
-    if isinstance(given, pd.DataFrame):
-        for column, dtype in given.dtypes.items():
-            if not pd.api.types.is_numeric_dtype(dtype):
-                raise DataError(f"{place}: column {column!r} holds {dtype}; keep numbers alone")
-        table = given.to_numpy(np.float32, na_value=np.nan)
-    else:
-        table = np.asanyarray(given)  # one that is mapped from a file stays there
-    if table.dtype.kind in "iub":
-        table = table.astype(np.float32)
-    if table.dtype.kind != "f" or table.dtype.itemsize > 8 or table.ndim != 2 or not table.size:
-        raise DataError(
-            f"{place} is {table.dtype}{list(table.shape)}, not numbers [items, features]"
-        )
-    return table
-
-
-def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+def to_json_values(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as JSON can hold them."""
     return {
         name: value.item() if isinstance(value, np.generic) else value
@@ -167,30 +141,82 @@ def train(
             raise DivergedError(f"{error}; try {remedy}") from None
 
 
-def as_frame(found: TopK, users: pd.Index, items: pd.Index) -> pd.DataFrame:
-    """Lists as rows user, item, rank and score; what stands behind the named users is left out."""
-    row, column = np.nonzero(found.items[: len(users)] >= 0)
-    return pd.DataFrame(
-        {
-            "user": users.take(row),
-            "item": items.take(found.items[row, column]),
-            "rank": column + 1,
-            "score": found.scores[row, column],
-        }
-    )
+def recommend(
+    user: np.ndarray,
+    item: np.ndarray,
+    exclude: Csr,
+    candidates: np.ndarray | Csr,
+    k: int,
+    *,
+    users: pd.Index,
+    items: pd.Index,
+    block_users: int | None = None,
+) -> pd.DataFrame:
+    """The best k candidates of each user, as a frame.
+
+    Args:
+        user: f32[n, D].
+        item: f32[I, D].
+        exclude: n rows of items that are not recommended.
+        candidates: from `frames.to_candidates`.
+        k: length of a list, at least 1; memory follows the candidates where they are fewer.
+        users: [n] ids.
+        items: [I] ids.
+        block_users: users that are scored at once. If set, the last block is padded, so that a
+            list does not depend on who else is asked: the shape of a product decides how it is
+            rounded.
+    """
+    per_user = isinstance(candidates, Csr)
+    # Per-user lists are scored against the whole catalogue, for the same reason.
+    pool = np.arange(len(item), dtype=np.int32) if isinstance(candidates, Csr) else candidates
+    k = max(min(k, len(pool)), 1)
+    block = max(len(users), 1)
+    if per_user:
+        block = block_users or max(_LIST_BLOCK // max(len(pool), 1), 1)
+    parts = []
+    for start in range(0, max(len(users), 1), block):
+        rows = np.arange(start, min(start + block, len(users)))
+        hidden = exclude.take(rows)
+        if isinstance(candidates, Csr):
+            hidden = _exclude_others(hidden, candidates.take(rows), len(item))
+        padding = -len(rows) % block_users if block_users else 0
+        count = len(rows) + padding
+        vectors = np.concatenate([user[rows], np.zeros((padding, item.shape[1]), user.dtype)])
+        indptr = np.concatenate([hidden.indptr, np.full(padding, hidden.indptr[-1])])
+        nothing = Csr(np.zeros(count + 1, np.int64), np.zeros(0, np.int32))
+        eval_slice = EvalSlice(
+            users=np.arange(count, dtype=np.int32),
+            histories=nothing,
+            positives=nothing,
+            exclude=Csr(indptr, hidden.indices),
+            candidates=pool,
+            items=pool,
+        )
+        lists = top_k(Representations(vectors, item), eval_slice, k, block_users=block_users)
+        parts.append(frames.lists_to_frame(lists, users[rows], items))
+    return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
 
 
-class Saved(NamedTuple):
-    """What a folder holds."""
+def _exclude_others(exclude: Csr, candidates: Csr, count: int) -> Csr:
+    """For each user, what is excluded and all items that are no candidates."""
+    hidden = np.ones((candidates.rows, count), bool)
+    hidden[candidates.row_of_entry, candidates.indices] = False
+    hidden[exclude.row_of_entry, exclude.indices] = True
+    row, item = np.nonzero(hidden)
+    return Csr.from_pairs(row, item, candidates.rows)
+
+
+class SavedModel(NamedTuple):
+    """The contents of a folder."""
 
     meta: dict[str, Any]
     arrays: dict[str, np.ndarray]
-    ids: dict[str, list]
+    ids: dict[str, pd.Index]
 
 
-def save(
+def write_model(
     folder: str | os.PathLike,
-    model: str,
+    kind: str,
     meta: Mapping[str, Any],
     arrays: Mapping[str, Any],
     ids: Mapping[str, pd.Index],
@@ -200,37 +226,63 @@ def save(
     Raises:
         DataError: if the folder holds anything else.
     """
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    names = {name: index.tolist() for name, index in ids.items()}
-    files = {"arrays.npz": buffer.getvalue(), "ids.json": json.dumps(names).encode()}
-    artifact.write(folder, {"model": model, **meta}, files)
+    data = save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    lists = {name: index.tolist() for name, index in ids.items()}
+    files = {_ARRAYS: data, _IDS: json.dumps(lists).encode()}
+    artifact.write(folder, {"model": kind, **meta}, files)
 
 
 @contextlib.contextmanager
-def saved(folder: str | os.PathLike, model: str) -> Iterator[Saved]:
-    """Reads what `save` wrote; what goes wrong inside the block says that it is not whole.
+def read_model(folder: str | os.PathLike, kind: str, ids: tuple[str, ...]) -> Iterator[SavedModel]:
+    """Reads what `write_model` wrote; an error inside the block says that the model is not whole.
+
+    Args:
+        folder: to read.
+        kind: of model that it must hold.
+        ids: names of the lists of ids.
 
     Raises:
         DataError: naming the file that is absent or damaged, or the other kind of model.
     """
-    meta, files = artifact.read(folder, ("arrays.npz", "ids.json"))
-    if kind_of(meta) != model:
+    meta, files = artifact.read(folder, (_ARRAYS, _IDS))
+    if model_kind(meta) != kind:
         raise DataError(
-            f"{folder}: holds a model of kind {kind_of(meta)!r}, not {model!r}; read it with "
+            f"{folder}: holds a model of kind {model_kind(meta)!r}, not {kind!r}; read it with "
             "jaxcold.load"
         )
     try:
-        with np.load(io.BytesIO(files["arrays.npz"]), allow_pickle=False) as archive:
-            arrays = dict(archive)
-        yield Saved(meta, arrays, json.loads(files["ids.json"]))
-    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        if not isinstance(meta.get("options"), dict):
+            raise ValueError("model.json has no options")
+        arrays = load_arrays(files[_ARRAYS])
+        lists = json.loads(files[_IDS])
+        if not isinstance(lists, dict) or {*lists} != {*ids}:
+            raise ValueError(f"ids.json does not hold the lists {', '.join(ids)}")
+        for name, values in lists.items():
+            if not isinstance(values, list):
+                raise ValueError(f"ids.json: {name} is not a list")
+        index = {
+            name: frames.to_distinct_index(values, name.removesuffix("s"))
+            if values
+            else pd.Index([])
+            for name, values in lists.items()
+        }
+        yield SavedModel(meta, arrays, index)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         raise DataError(
             f"{folder}: does not hold a whole recommender ({' '.join(str(error).split())}); "
             "save it again"
         ) from None
 
 
-def kind_of(meta: Mapping[str, Any]) -> str:
-    """The kind of model that model.json tells; folders without one hold SEMCo."""
+def model_kind(meta: Mapping[str, Any]) -> str:
+    """The kind of model that model.json states; a folder without one holds SEMCo."""
     return meta.get("model", "semco")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jaxcold.estimators.semco import SEMCo
     from jaxcold.estimators.vectors import Vectors
 
-# What model.json says -> module and class. Imported when needed: SASRec brings scikit-learn.
+# Kind in model.json -> module and class, imported when needed: SASRec brings scikit-learn.
 _CLASSES = {
     "semco": ("semco", "SEMCo"),
     "sasrec": ("sasrec", "SASRec"),
@@ -26,10 +26,10 @@ def load(folder: str | os.PathLike) -> "SEMCo | SASRec | Vectors":
     Raises:
         DataError: naming the file that is absent or damaged, and what to do.
     """
-    kind = base.kind_of(artifact.read(folder, ())[0])
-    if kind not in _CLASSES:
+    kind = base.model_kind(artifact.read(folder, ())[0])
+    if not isinstance(kind, str) or kind not in _CLASSES:
         raise DataError(
-            f"{folder}: holds a model of kind {kind!r}; this version of jaxcold reads "
+            f"{folder}: holds a model of kind {kind!r:.40}; this version of jaxcold reads "
             + ", ".join(_CLASSES)
         )
     module, name = _CLASSES[kind]

@@ -1,6 +1,6 @@
-"""The estimator face of the sequential model: fit on a log with times, recommend what comes next.
+"""SASRec on data frames: fit on a log with times, recommend the next items, save, load.
 
-As in `jaxcold.estimators.semco`, external ids stop here and everything is immutable.
+As in `jaxcold.estimators.semco`, everything is immutable.
 """
 
 import dataclasses
@@ -19,10 +19,9 @@ from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences import evaluation
 from jaxcold.data.sequences import split as sequences
 from jaxcold.data.sequences.dataset import SequenceDataset
-from jaxcold.estimators import base as estimator
-from jaxcold.estimators.base import distinct, listed, some
+from jaxcold.estimators import base, frames, schema
+from jaxcold.estimators.frames import format_ids, to_distinct_index, to_index
 from jaxcold.eval.evaluation import evaluate_model
-from jaxcold.eval.ranking import top_k
 from jaxcold.models import sasrec
 from jaxcold.models.sequence_encoder import (
     encode_histories,
@@ -31,11 +30,11 @@ from jaxcold.models.sequence_encoder import (
 )
 from jaxcold.train.early_stopping import EarlyStopping
 from jaxcold.train.step import TrainState
-from jaxcold.types import Csr, DataError, EvalSlice, Representations
+from jaxcold.types import Csr, DataError
 
-MODEL = "sasrec"  # what model.json calls it
+MODEL = "sasrec"  # in model.json
 
-_SCORES = 2**20  # of a block of users, as far as its number of users stays in _USERS
+_SCORES = 2**20  # of a block of users, within the bounds of _USERS
 _USERS = (32, 256)
 
 
@@ -70,6 +69,7 @@ class SASRec:
     reduction: vectors.Reduction | None  # raw content to `dim` numbers; None takes it as it is
     options: Mapping[str, Any]  # of `jaxcold.models.sasrec.build`, and how it was trained
     encoder: Mapping[str, np.ndarray]  # parameters by path, without the item table
+    columns: list[str | int] | None = None  # names of the content's columns; None of an array
 
     @classmethod
     def fit(
@@ -79,7 +79,7 @@ class SASRec:
         *,
         item_table: sasrec.ItemTable = "delta",
         max_delta_norm: float = 0.5,
-        dim: int = 64,
+        dim: int | None = None,
         max_length: int = 64,
         epochs: int = 100,
         patience: int = 5,
@@ -87,30 +87,34 @@ class SASRec:
         learning_rate: float = 1e-3,
         seed: int = 0,
         val_fraction: float = 0.1,
+        min_rating: float | None = None,
         progress: bool = True,
         **options: Any,
     ) -> "SASRec":
         """Trains on most users; the last items of the others choose the epoch that is kept.
 
         Each user's rows are sorted by time, equal times in the order of the frame; an item that
-        follows itself counts once. Users with one item are left out.
+        follows itself counts once, and so do equal rows. Users with one item are left out.
 
         Args:
             interactions: columns ``user`` and ``item`` with ids, whole numbers or strings, and
-                ``time``, numbers or dates; other columns are ignored.
+                ``time``, numbers or dates; other columns are ignored. Columns that look like
+                ratings or weights are named in a warning.
             content: a row of numbers per item, the index holds item ids. Items that no training
                 user took are cold: they can be recommended at once. None trains on ids alone:
                 ``item_table="random"``, which ignores content.
             item_table: "random", "content", "frozen" or "delta", see `jaxcold.models.sasrec`.
             max_delta_norm: how far "delta" may move an item from its content, whose norm is 1.
-            dim: size of an embedding; content is reduced to it.
+            dim: size of an embedding, to which content is reduced; unset, 64 or the number of
+                features or of warm items, if that is lower.
             max_length: items that the model looks back.
             epochs: passes over the training users, at most.
             patience: epochs without a better NDCG@10 after which training ends.
             batch_size: users of a step.
             learning_rate: of Adam.
             seed: equal seeds and data give equal models on one machine.
-            val_fraction: share of the users that is held out, between 0 and 1.
+            val_fraction: fraction of the users that is held out, between 0 and 1.
+            min_rating: keeps the rows whose column ``rating`` is at least this; unset, all rows.
             progress: show a bar.
             **options: of `jaxcold.models.sasrec.build`: loss, alpha, tau, negatives, calibration,
                 blocks, heads, dropout, windows, compute, reduce.
@@ -123,12 +127,25 @@ class SASRec:
         Source: "Let It Go? Not Quite", sections 3 and 4.1, and its code for the early stopping.
         """
         for name, value in (("epochs", epochs), ("patience", patience), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} is at least 1, not {value}")
+            base.check_integer(name, value, 1)
+        base.check_integer("max_length", max_length, 1)
+        base.check_integer("seed", seed, 0)
+        base.check_learning_rate(learning_rate)
+        base.check_number("max_delta_norm", max_delta_norm)
+        base.check_number("val_fraction", val_fraction)
+        if dim is not None:
+            base.check_integer("dim", dim, 1)
+        if min_rating is not None:
+            base.check_number("min_rating", min_rating)
+        base.check_options("SASRec", cls.fit, sasrec.build, options)
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction is between 0 and 1, not {val_fraction}")
         if content is None or item_table == "random":
             content, item_table = None, "random"
+        _refuse_reference(options)
+        dataset = _to_dataset(interactions, content, val_fraction, seed, min_rating)
+        if dim is None:
+            dim = _default_dim(dataset, **options)
         options = {
             "item_table": item_table,
             "max_delta_norm": max_delta_norm,
@@ -136,22 +153,21 @@ class SASRec:
             "max_length": max_length,
             **options,
         }
-        _refuse_reference(options)
-        dataset = _dataset(interactions, content, val_fraction, seed)
         training: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate}
-        model = sasrec.build(dataset, epochs=epochs, **training, **options)
+        with base.translate_messages():
+            model = sasrec.build(dataset, epochs=epochs, **training, **options)
         validation = {"val": evaluation.slices(dataset)["val/total"]}
-        kept: dict[str, Any] = {"stopping": EarlyStopping(patience)}
+        best: dict[str, Any] = {"stopping": EarlyStopping(patience)}
 
         def on_epoch(epoch: int, state: TrainState) -> bool:
             metrics = evaluate_model(model, state.params, state.model_state, validation, [10])
-            kept["stopping"] = kept["stopping"].update(epoch, metrics["val"].mean()["ndcg@10"])
-            if kept["stopping"].best_epoch == epoch:
+            best["stopping"] = best["stopping"].update(epoch, metrics["val"].mean()["ndcg@10"])
+            if best["stopping"].best_epoch == epoch:
                 # A copy: the next step donates the state's buffers.
-                kept["params"] = jax.tree.map(np.array, state.params)
-            return kept["stopping"].should_stop
+                best["params"] = jax.tree.map(np.array, state.params)
+            return best["stopping"].should_stop
 
-        estimator.train(
+        base.train(
             "SASRec",
             model,
             seed=seed,
@@ -162,24 +178,24 @@ class SASRec:
         options |= {
             **training,
             "seed": seed,
-            "epoch": kept["stopping"].best_epoch,
-            "val_ndcg@10": kept["stopping"].best_score,
+            "epoch": best["stopping"].best_epoch,
+            "val_ndcg@10": best["stopping"].best_score,
         }
-        return cls.from_training(dataset, kept["params"], options)
+        fitted = cls.from_training(dataset, best["params"], options)
+        return dataclasses.replace(fitted, columns=frames.to_column_names("content", content))
 
     @classmethod
     def from_training(
         cls, dataset: SequenceDataset, params: Any, options: Mapping[str, Any]
     ) -> "SASRec":
-        """What training leaves, made servable.
+        """A recommender from the result of a training.
 
         Args:
             dataset: that the model was built on. With ``item_table="random"`` its cold items have
                 no vectors, and the recommender does not know them.
             params: trained.
             options: keyword arguments of `jaxcold.models.sasrec.build`, where those that are
-                missing have its defaults; what else there is, is for the record. JSON can hold
-                it.
+                missing have its defaults; others are kept for the record. JSON can hold them.
 
         Raises:
             DataError: if the data set lacks the content that the model was trained on.
@@ -187,13 +203,13 @@ class SASRec:
         """
         known = inspect.signature(sasrec.build).parameters.values()
         defaults = [p for p in known if p.default is not p.empty and p.name != "devices"]
-        options = estimator.plain({p.name: p.default for p in defaults} | {**options})
+        options = base.to_json_values({p.name: p.default for p in defaults} | {**options})
         _refuse_reference(options)
         arrays = encoder_arrays(params["main"])
         rows, delta = arrays.pop("items", None), arrays.pop("delta", None)
         warm = np.arange(dataset.num_items) < dataset.num_warm
         own = slice(1, dataset.num_warm + 1)  # of a table's rows
-        ids = distinct(dataset.item_ids, "item")
+        ids = to_distinct_index(dataset.item_ids, "item")
         fitted, width = None, None
         if options["item_table"] == "random":
             assert rows is not None
@@ -226,7 +242,8 @@ class SASRec:
             DataError: for rows of another width, or with values that are not finite.
             ValueError: if the model was trained without content.
         """
-        return self._embed(_features(content))
+        content = frames.order_columns("content", content, self.columns)
+        return self._embed(frames.to_finite_table(content))
 
     def add_items(self, ids: Iterable[Hashable], content: pd.DataFrame | np.ndarray) -> "SASRec":
         """A recommender that knows more items, cold ones; `self` stays as it is.
@@ -240,32 +257,37 @@ class SASRec:
             DataError: for an id that is known already or content that does not fit.
             ValueError: if the model was trained without content.
         """
-        new = estimator.new_items(self.items, ids)
+        ids = to_index(ids, "ids")
+        if not len(ids):
+            return self
+        new = frames.check_new_items(self.items, ids)
         if isinstance(content, pd.DataFrame):
-            found = distinct(content.index, "content item")
-            for left, what in (
-                (new[~new.isin(found)], "in ids but not in content"),
-                (found[~found.isin(new)], "in content but not in ids"),
+            given = to_distinct_index(content.index, "content item")
+            for unmatched, what in (
+                (new[~new.isin(given)], "in ids but not in content"),
+                (given[~given.isin(new)], "in content but not in ids"),
             ):
-                if len(left):
-                    raise DataError(f"{some('item', left)} {what}; give each new item one row")
-            content = content.iloc[found.get_indexer(new)]
-        rows = _features(content)
+                if len(unmatched):
+                    names = format_ids("item", unmatched)
+                    raise DataError(f"{names} {what}; give each new item one row")
+            content = content.iloc[given.get_indexer(new)]
+        content = frames.order_columns("content", content, self.columns)
+        rows = frames.to_finite_table(content)
         if len(rows) != len(new):
             raise DataError(f"content has {len(rows)} rows for {len(new)} ids; give one per item")
         return dataclasses.replace(
             self,
-            items=distinct([*self.items, *new], "item"),
+            items=to_distinct_index([*self.items, *new], "item"),
             item=np.concatenate([self.item, self._embed(rows)]),
             warm=np.concatenate([self.warm, np.zeros(len(new), bool)]),
         )
 
     def recommend(
         self,
-        histories: Mapping[Any, Iterable[Hashable]],
+        histories: frames.Histories,
         k: int = 10,
         *,
-        candidates: str | Iterable[Hashable] = "all",
+        candidates: frames.Candidates = None,
         exclude_seen: bool = True,
         unknown: str = "error",
     ) -> pd.DataFrame:
@@ -274,10 +296,12 @@ class SASRec:
         A list depends on its user's history alone, not on who else is asked.
 
         Args:
-            histories: item ids by user, the latest last. As in training, an item that follows
+            histories: item ids by user, the latest last: name to items, or a list of lists whose
+                users are then 0, 1, ... As in training, an item that follows
                 itself counts once.
             k: items per user.
-            candidates: what may be recommended: "all", "warm", "cold", or item ids.
+            candidates: what may be recommended: unset or "all", every item; "warm" or "cold";
+                item ids; or a dictionary of item ids by user.
             exclude_seen: leave out what the history holds.
             unknown: items of a history that the model does not know are an "error", or "drop"
                 them.
@@ -290,37 +314,33 @@ class SASRec:
         Raises:
             DataError: naming ids that are unknown.
             ValueError: for another argument out of range.
+            TypeError: if k is not a whole number.
         """
-        if unknown not in ("error", "drop"):
-            raise ValueError(f'unknown is "error" or "drop", not {unknown!r}')
-        names, history = self._histories(histories, unknown)
-        pool = self._pool(candidates)
+        k = base.check_integer("k", k, 1)
+        names, history = self._to_histories(histories, unknown)
         asked = np.flatnonzero(history.counts)
-        names, history = names.take(asked), history.take(asked)
-        # The shape of a product decides how it is rounded: the users asked for must not decide it.
-        size = int(np.clip(_SCORES // max(len(pool), 1), *_USERS))
-        spare = -len(asked) % size
-        seen = history if exclude_seen else history.take(np.zeros(0, int))
-        indptr = np.zeros(len(asked) + spare + 1, np.int64)
-        indptr[1:] = len(seen.indices)
-        indptr[: seen.rows + 1] = seen.indptr
-        user = np.concatenate([self._users(history), np.zeros((spare, self.item.shape[1]))])
-        piece = EvalSlice(
-            users=np.arange(len(user), dtype=np.int32),
-            histories=Csr(indptr, seen.indices),
-            positives=Csr(np.zeros(len(user) + 1, np.int64), np.zeros(0, np.int32)),
-            exclude=Csr(indptr, seen.indices),
-            candidates=pool,
-            items=pool,
+        names, history = names[asked], history.take(asked)
+        if isinstance(candidates, str) and candidates == "cold" and self.width is None:
+            raise ValueError(
+                'candidates="cold": a model of ids alone (item_table="random") has no vectors '
+                "for cold items; fit one with content"
+            )
+        pool = frames.to_candidates(candidates, names, self.items, self.warm)
+        count = len(self.items) if isinstance(pool, Csr) else len(pool)
+        nothing = Csr(np.zeros(len(names) + 1, np.int64), np.zeros(0, np.int32))
+        return base.recommend(
+            self._encode_users(history),
+            self.item,
+            history if exclude_seen else nothing,
+            pool,
+            k,
+            users=names,
+            items=self.items,
+            block_users=int(np.clip(_SCORES // max(count, 1), *_USERS)),
         )
-        found = top_k(Representations(user, self.item), piece, k, block_users=size)
-        return estimator.as_frame(found, names, self.items)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the recommender into a folder of its own; no pickle.
-
-        The folder appears whole or not at all, and one that holds an older recommender holds that
-        or this one at any moment, whatever interrupts the writing.
+        """Writes the recommender into a folder of its own, whole or not at all; no pickle.
 
         Raises:
             DataError: if the folder holds anything else.
@@ -329,8 +349,8 @@ class SASRec:
         arrays |= {"items/embedding": self.item, "items/warm": self.warm}
         if self.reduction is not None:
             arrays |= {f"reduction/{name}": x for name, x in self.reduction._asdict().items()}
-        meta = {"width": self.width, "options": dict(self.options)}
-        estimator.save(folder, MODEL, meta, arrays, {"items": self.items})
+        meta = {"width": self.width, "columns": self.columns, "options": dict(self.options)}
+        base.write_model(folder, MODEL, meta, arrays, {"items": self.items})
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "SASRec":
@@ -339,28 +359,34 @@ class SASRec:
         Raises:
             DataError: naming the file that is absent or damaged, and what to do.
         """
-        with estimator.saved(folder, MODEL) as found:
-            arrays = found.arrays
+        with base.read_model(folder, MODEL, ("items",)) as saved:
+            arrays, options, width = saved.arrays, saved.meta["options"], saved.meta["width"]
+            items = saved.ids["items"]
+            if width is not None and (type(width) is not int or width < 1):
+                raise ValueError(f"width is {width!r:.20}")
+            columns = saved.meta["columns"]
+            if columns is not None:
+                columns = schema.check_columns(columns, width or 0)
+            schema.check_arrays(arrays, schema.sasrec_arrays(arrays, options, width, len(items)))
             fields = [f"reduction/{name}" for name in vectors.Reduction._fields]
+            if fields[0] in arrays and not (arrays["reduction/scale"] > 0).all():
+                raise ValueError("reduction/scale is not positive")
             loaded = cls(
-                items=distinct(found.ids["items"], "item"),
+                items=items,
                 item=arrays["items/embedding"],
                 warm=arrays["items/warm"],
-                width=found.meta["width"],
+                width=width,
                 reduction=vectors.Reduction(*(arrays[name] for name in fields))
                 if fields[0] in arrays
                 else None,
-                options=found.meta["options"],
+                options=options,
                 encoder={
                     name.removeprefix("encoder/"): rows
                     for name, rows in arrays.items()
                     if name.startswith("encoder/")
                 },
+                columns=columns,
             )
-            shapes = loaded.item.shape, loaded.warm.shape
-            count = len(loaded.items)
-            if shapes != ((count, loaded.options["dim"]), (count,)):
-                raise ValueError(f"{count} items with arrays of shapes {shapes}")
             _ = loaded._served
             return loaded
 
@@ -376,50 +402,15 @@ class SASRec:
             )
         return vectors.unit_rows(rows) if self.reduction is None else self.reduction(rows)
 
-    def _histories(
-        self, histories: Mapping[Any, Iterable[Hashable]], unknown: str
-    ) -> tuple[pd.Index, Csr]:
-        """Who asks, and rows of item numbers in the order of time."""
-        if not isinstance(histories, Mapping):
-            raise DataError(
-                "histories is a mapping of users to lists of item ids; make a dictionary of it, "
-                "for example by to_dict()"
-            )
-        lists = [listed(taken, f"histories[{name!r}]") for name, taken in histories.items()]
-        ids = [item for taken in lists for item in taken]
-        item = self.items.get_indexer(listed(ids, "histories"))
-        user = np.repeat(np.arange(len(lists)), [len(taken) for taken in lists])
-        known = item >= 0
-        if unknown == "error" and not known.all():
-            strange = dict.fromkeys(name for name, good in zip(ids, known, strict=True) if not good)
-            raise DataError(
-                f"histories: {some('item', strange)} unknown; add them with add_items, or leave "
-                'them out by unknown="drop"'
-            )
-        item, user = item[known], user[known]
+    def _to_histories(self, histories: frames.Histories, unknown: str) -> tuple[pd.Index, Csr]:
+        """Users, and rows of items in the order of time, consecutive duplicates once."""
+        names, user, item = frames.to_histories(histories, self.items, unknown)
         changes = np.ones(len(item), bool)
         changes[1:] = (item[1:] != item[:-1]) | (user[1:] != user[:-1])
-        names = pd.Index(list(histories), tupleize_cols=False)
-        return names, Csr.from_pairs(user[changes], item[changes], len(lists))
+        return names, Csr.from_pairs(user[changes], item[changes], len(names))
 
-    def _pool(self, candidates: str | Iterable[Hashable]) -> np.ndarray:
-        """i32[C]: the numbers of the items that may be recommended, ascending."""
-        if isinstance(candidates, str):
-            known = {"all": np.ones(len(self.items), bool), "warm": self.warm, "cold": ~self.warm}
-            if candidates not in known:
-                raise ValueError(
-                    f'candidates is "all", "warm", "cold" or a list of item ids, not {candidates!r}'
-                )
-            if candidates == "cold" and self.width is None:
-                raise ValueError(
-                    'candidates="cold": a model of ids alone (item_table="random") has no vectors '
-                    "for cold items; fit one with content"
-                )
-            return np.flatnonzero(known[candidates]).astype(np.int32)
-        return np.unique(estimator.rows_of(self.items, candidates, "candidates"))
-
-    def _users(self, history: Csr) -> np.ndarray:
-        """f32[n, dim]: what each history, none of them empty, leads to."""
+    def _encode_users(self, history: Csr) -> np.ndarray:
+        """f32[n, dim] user vectors of histories, none of them empty."""
         graphdef, params = self._served
         # With the lengths of buckets, the programs and their rounding are the same for everybody.
         length = self.options["max_length"]
@@ -440,69 +431,69 @@ def _refuse_reference(options: Mapping[str, Any]) -> None:
         )
 
 
-def _features(content: pd.DataFrame | np.ndarray) -> np.ndarray:
-    """f[n, F]: content as numbers, all of them finite."""
-    table = estimator.numbers("content", content)
-    finite = np.isfinite(table)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        which = (
-            f"item {content.index[row]!r}" if isinstance(content, pd.DataFrame) else f"row {row}"
-        )
-        raise DataError(
-            f"content: {which} is not finite ({table[row, column]} in column {column}, counted "
-            "from 0); write numbers, or leave the item out"
-        )
-    return table
+def _default_dim(
+    dataset: SequenceDataset, *, reduce: str = "always", heads: int = 1, **_: Any
+) -> int:
+    """64, or what the content allows: its features and, where it is reduced, the warm items."""
+    if dataset.content is None:
+        return 64
+    features = dataset.content.shape[1]
+    if reduce != "always":
+        return features
+    size = min(64, features, dataset.num_warm)
+    return max(size - size % max(heads, 1), 1)
 
 
-def _dataset(
-    interactions: pd.DataFrame, content: pd.DataFrame | None, val_fraction: float, seed: int
+def _to_dataset(
+    interactions: pd.DataFrame,
+    content: pd.DataFrame | None,
+    val_fraction: float,
+    seed: int,
+    min_rating: float | None,
 ) -> SequenceDataset:
-    """The log as a data set whose test questions, which nobody asks, are those of validation."""
-    rows, items = _log(interactions)
+    """The log as a data set; its test sequences, which are not used, are those of validation."""
+    rows, items = _encode_log(interactions, min_rating)
     features = None
     if content is not None:
         if not isinstance(content, pd.DataFrame):
             raise DataError("content is a data frame with a row per item, indexed by item id")
-        known = distinct(content.index, "content item")
-        features = _features(content)
-        at = estimator.content_rows(known, items)
+        known = to_distinct_index(content.index, "content item")
+        features = frames.to_finite_table(content)
+        at = frames.match_content(known, items)
         rows, items = rows.assign(item=at[rows["item"]]), known
     rows = sequences.drop_consecutive_duplicates(rows)
     rows = rows[rows.groupby("user")["user"].transform("size") >= 2]
     users = rows["user"].unique()
-    held = max(round(val_fraction * len(users)), 1)
-    if held >= len(users):
+    num_val = max(round(val_fraction * len(users)), 1)
+    if num_val >= len(users):
         raise DataError(
-            f"interactions: {len(users)} users took two items or more, and {held} of them are to "
-            f"be held out; give more data, or lower val_fraction={val_fraction:g}"
+            f"interactions: {len(users)} users took two items or more, and {num_val} of them are "
+            f"to be held out; give more data, or lower val_fraction={val_fraction:g}"
         )
-    held_out = np.random.default_rng([seed, 2]).permutation(users)[:held]
-    validates = rows["user"].isin(held_out)
-    train, val = rows[~validates], rows[validates]
+    held_out = np.random.default_rng([seed, 2]).permutation(users)[:num_val]
+    is_val = rows["user"].isin(held_out)
+    train, val = rows[~is_val], rows[is_val]
     cold = np.setdiff1d(np.arange(len(items)), train["item"])
     dataset = sequences.assemble("interactions", train, val, val, cold=cold)
-    numbers = dataset.item_ids
+    kept_items = dataset.item_ids
     return dataclasses.replace(
         dataset,
-        item_ids=items.to_numpy()[numbers],
-        content=None if features is None else features[numbers],
+        item_ids=items.to_numpy()[kept_items],
+        content=None if features is None else features[kept_items],
     )
 
 
-def _log(interactions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Index]:
-    """The log with users, items and times counted from 0, and the ids of the items."""
-    fields = ("user", "item", "time")
-    estimator.check_log(interactions, fields)
-    time = interactions["time"].dtype
-    if not (pd.api.types.is_numeric_dtype(time) or pd.api.types.is_datetime64_any_dtype(time)):
-        raise DataError(
-            f'interactions: column "time" holds {time}, not numbers or dates; convert it, for '
-            "example by pandas.to_datetime"
-        )
-    codes, found = {}, {}
+def _encode_log(
+    interactions: pd.DataFrame, min_rating: float | None
+) -> tuple[pd.DataFrame, pd.Index]:
+    """The log with users, items and times as codes from 0, and the ids of the items."""
+    fields = ["user", "item", "time"]
+    interactions = frames.check_log(interactions, fields, min_rating)
+    frames.check_times(interactions["time"])
+    codes, values = {}, {}
     for field in fields:
-        codes[field], found[field] = estimator.coded(interactions, field, ordered=field == "time")
-    distinct(found["user"], "user")
-    return pd.DataFrame(codes), distinct(found["item"], "item")
+        codes[field], values[field] = frames.encode_column(
+            interactions, field, ordered=field == "time"
+        )
+    to_distinct_index(values["user"], "user")
+    return pd.DataFrame(codes).drop_duplicates(), to_distinct_index(values["item"], "item")

@@ -1,13 +1,12 @@
-"""The estimator face: fit on data frames, embed new items, recommend, save, load.
+"""SEMCo on data frames: fit, embed new items, recommend, save, load.
 
-External ids live here and in the readers alone; the rest of the package counts from 0. Everything
-is immutable: adding items gives a new recommender.
+Everything is immutable: adding items gives a new recommender.
 """
 
 import dataclasses
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,16 +14,12 @@ import pandas as pd
 from jaxcold import parallel
 from jaxcold.data import content as vectors
 from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
-from jaxcold.estimators import base as estimator
-from jaxcold.estimators.base import distinct, listed, some
-from jaxcold.eval.ranking import top_k
+from jaxcold.estimators import base, frames, schema
+from jaxcold.estimators.frames import format_ids, to_distinct_index, to_index
 from jaxcold.models import encoders, semco
-from jaxcold.types import Csr, DataError, EvalSlice, Model, Representations
+from jaxcold.types import Csr, DataError, Model, Representations
 
-if TYPE_CHECKING:
-    pass
-
-MODEL = "semco"  # what model.json calls it
+MODEL = "semco"  # in model.json
 
 # Temperatures by gradient and alpha, for users with tens of items. Measured on citeulike-a, where
 # the exact gradient was ahead with its own (experiments/RESULTS.md). Softmax has one gradient.
@@ -65,6 +60,8 @@ class SEMCo:
     widths: Mapping[str, int]  # content mode -> number of its features, in the model's order
     options: Mapping[str, Any]  # how it was trained; for the record
     encoder: encoders.Encoder
+    # mode -> names of its columns, in the model's order; None of a mode that was an array
+    columns: Mapping[str, list[str | int] | None] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -80,6 +77,7 @@ class SEMCo:
         learning_rate: float = 1e-3,
         l2: float = 1e-4,
         seed: int = 0,
+        min_rating: float | None = None,
         progress: bool = True,
         **options: Any,
     ) -> "SEMCo":
@@ -87,11 +85,13 @@ class SEMCo:
 
         Args:
             interactions: columns ``user`` and ``item`` with ids, whole numbers or strings; other
-                columns are ignored and a repeated pair counts once.
+                columns are ignored and a repeated pair counts once. Columns that look like
+                ratings or weights are named in a warning.
             content: mode name to features: a frame whose index holds item ids, or an array whose
-                row i belongs to ``items[i]``. An item that a frame lacks, or whose row is all
-                NaN, lacks that mode. Items without interactions are cold: they can be
-                recommended at once.
+                row i belongs to ``items[i]``. Later frames may have the columns of a frame in
+                another order; those of arrays go by position. An item that a frame lacks, or
+                whose row is all NaN, lacks that mode. Items without interactions are cold: they
+                can be recommended at once.
             items: ids of the rows of arrays.
             alpha: 1 softmax, 1.5 entmax15, 2 sparsemax, or anything between.
             tau: temperature; unset, a value that suits alpha and gradient.
@@ -100,6 +100,7 @@ class SEMCo:
             learning_rate: of Adam; it decays to 0 by a cosine over all steps.
             l2: coupled weight decay.
             seed: equal seeds and data give equal models on one machine.
+            min_rating: keeps the rows whose column ``rating`` is at least this; unset, all rows.
             progress: show a bar.
             **options: of `jaxcold.models.semco.build`: gradient, hidden, out, attention_layers,
                 encode, batch_norm, user_vector, stream, compute.
@@ -109,12 +110,22 @@ class SEMCo:
             ValueError: for an argument out of range.
             DivergedError: if the loss is not finite.
         """
+        base.check_options("SEMCo", cls.fit, semco.build, options)
+        base.check_integer("epochs", epochs, 1)
+        base.check_integer("batch_size", batch_size, 1)
+        base.check_integer("seed", seed, 0)
+        base.check_learning_rate(learning_rate)
+        base.check_number("alpha", alpha)
+        base.check_number("l2", l2)
+        if l2 < 0:
+            raise ValueError(f"l2 is a number from 0, not {l2}")
+        for name, value in (("tau", tau), ("min_rating", min_rating)):
+            if value is not None:
+                base.check_number(name, value)
         options = {"gradient": "fenchel_young", **options}
-        ids, features = _content(content, items)
-        dataset = _dataset(interactions, ids, features)
-        if epochs < 1:
-            raise ValueError(f"epochs is at least 1, not {epochs}")
-        tau = _tau(alpha, options["gradient"]) if tau is None else tau
+        ids, features = _to_features(content, items)
+        dataset = _to_dataset(interactions, ids, features, min_rating)
+        tau = _default_tau(alpha, options["gradient"]) if tau is None else tau
         options = {
             "alpha": alpha,
             "tau": tau,
@@ -124,8 +135,9 @@ class SEMCo:
             "l2": l2,
             **options,
         }
-        model = semco.build(dataset, **options)
-        state = estimator.train(
+        with base.translate_messages():
+            model = semco.build(dataset, **options)
+        state = base.train(
             "SEMCo",
             model,
             seed=seed,
@@ -133,7 +145,12 @@ class SEMCo:
             remedy="a lower learning_rate or another tau",
         )
         options |= {"seed": seed}
-        return cls.from_training(dataset, model, state.params, state.model_state, options)
+        fitted = cls.from_training(dataset, model, state.params, state.model_state, options)
+        columns = {
+            mode: frames.to_column_names(f"content[{mode!r}]", table)
+            for mode, table in content.items()
+        }
+        return dataclasses.replace(fitted, columns=columns)
 
     @classmethod
     def from_training(
@@ -159,13 +176,13 @@ class SEMCo:
         warm[dataset.split.warm_items] = True
         order = np.lexsort((train.item, train.user))
         return cls(
-            users=distinct(dataset.user_ids, "user"),
-            items=distinct(dataset.item_ids, "item"),
+            users=to_distinct_index(dataset.user_ids, "user"),
+            items=to_distinct_index(dataset.item_ids, "item"),
             item=model.encode_items(params, model_state),
             warm=warm,
             histories=Csr.from_pairs(train.user[order], train.item[order], train.num_users),
             widths={mode: table.shape[1] for mode, table in tables.items()},
-            options=estimator.plain(options),
+            options=base.to_json_values(options),
             encoder=encoders.trained(encoders.joined(params), served),
         )
 
@@ -189,9 +206,10 @@ class SEMCo:
             first appear.
 
         Raises:
-            DataError: naming the mode that is absent, unknown or of the wrong width.
+            DataError: naming the mode that is absent, unknown or of the wrong width, or a column
+                that is absent or unknown.
         """
-        return self._embed(_content(content, None, self.widths)[1])
+        return self._embed(_to_features(content, None, self.widths, self.columns)[1])
 
     def add_items(self, ids: Iterable[Hashable], content: Content) -> "SEMCo":
         """A recommender that knows more items, cold ones; `self` stays as it is.
@@ -204,13 +222,17 @@ class SEMCo:
         Raises:
             DataError: for an id that is known already or content that does not fit.
         """
-        new = estimator.new_items(self.items, ids)
-        found, features = _content(content, new, self.widths)
-        if len(found) != len(new):
-            raise DataError(f"{some('item', found[~found.isin(new)])} in content but not in ids")
+        ids = to_index(ids, "ids")
+        if not len(ids):
+            return self
+        new = frames.check_new_items(self.items, ids)
+        rows, features = _to_features(content, new, self.widths, self.columns)
+        if len(rows) != len(new):
+            others = rows[~rows.isin(new)]
+            raise DataError(f"{format_ids('item', others)} in content but not in ids")
         return dataclasses.replace(
             self,
-            items=distinct([*self.items, *new], "item"),
+            items=to_distinct_index([*self.items, *new], "item"),
             item=np.concatenate([self.item, self._embed(features)]),
             warm=np.concatenate([self.warm, np.zeros(len(new), bool)]),
         )
@@ -220,9 +242,10 @@ class SEMCo:
         users: Iterable[Hashable] | None = None,
         k: int = 10,
         *,
-        histories: Mapping[Any, Iterable[Hashable]] | Sequence[Iterable[Hashable]] | None = None,
-        candidates: str | Iterable[Hashable] | None = None,
+        histories: frames.Histories | None = None,
+        candidates: frames.Candidates = None,
         exclude_seen: bool = True,
+        unknown: str = "error",
     ) -> pd.DataFrame:
         """The best k items of each user.
 
@@ -234,9 +257,12 @@ class SEMCo:
             k: items per user.
             histories: item ids by user, for anybody: name to items, or a list of lists whose
                 users are then 0, 1, ...
-            candidates: what may be recommended: unset, every item; "cold", those without
-                interactions; or item ids.
+            candidates: what may be recommended: unset or "all", every item; "warm" or "cold",
+                those with or without interactions; item ids; or a dictionary of item ids by
+                user.
             exclude_seen: leave out what the user took.
+            unknown: items of a history that the model does not know are an "error", or "drop"
+                them; a user of whom nothing is left then has no rows.
 
         Returns:
             Columns user, item, rank (from 1) and score (the cosine), users in the order asked for,
@@ -246,42 +272,34 @@ class SEMCo:
         Raises:
             DataError: naming ids that are unknown, or a user without history.
             ValueError: if k < 1, or if both users and histories are given.
+            TypeError: if k is not a whole number.
         """
+        k = base.check_integer("k", k, 1)
+        if unknown not in ("error", "drop"):
+            raise ValueError(f'unknown is "error" or "drop", not {unknown!r}')
         if users is not None and histories is not None:
             raise ValueError("give users or histories, not both")
         if histories is None:
-            names, taken = self._known(users)
+            names, taken = self._logged_histories(users)
         else:
-            if not isinstance(histories, Mapping):
-                histories = dict(enumerate(histories))
-            names = pd.Index(list(histories), tupleize_cols=False)
-            taken = self._histories(histories)
+            names, row, item = frames.to_histories(histories, self.items, unknown)
+            pairs = np.unique(np.stack([row, item], axis=1), axis=0)
+            taken = Csr.from_pairs(pairs[:, 0], pairs[:, 1], len(names))
+        if unknown == "drop":
+            kept = np.flatnonzero(taken.counts)
+            names, taken = names[kept], taken.take(kept)
         empty = names[taken.counts == 0]
         if len(empty):
             raise DataError(
-                f"{some('user', empty)} without history: nothing says what to recommend; "
+                f"{format_ids('user', empty)} without history: nothing says what to recommend; "
                 "leave such users out, or give them items"
             )
-        if candidates is None:
-            pool = np.arange(len(self.items), dtype=np.int32)
-        elif isinstance(candidates, str):
-            if candidates != "cold":
-                raise ValueError(f'candidates is "cold" or a list of item ids, not {candidates!r}')
-            pool = np.flatnonzero(~self.warm).astype(np.int32)
-        else:
-            pool = np.unique(estimator.rows_of(self.items, candidates, "candidates"))
-        nobody = Csr(np.zeros(len(names) + 1, np.int64), np.zeros(0, np.int32))
-        asked = EvalSlice(
-            users=np.arange(len(names), dtype=np.int32),
-            histories=taken,
-            positives=nobody,
-            exclude=taken if exclude_seen else nobody,
-            candidates=pool,
-            items=pool,
-        )
+        pool = frames.to_candidates(candidates, names, self.items, self.warm)
         user = vectors.history_means(taken, self.item)
-        found = top_k(Representations(user, self.item), asked, k)
-        return estimator.as_frame(found, names, self.items)
+        hidden = taken if exclude_seen else taken.take(np.zeros(0, int))
+        if not exclude_seen:
+            hidden = Csr(np.zeros(len(names) + 1, np.int64), hidden.indices)
+        return base.recommend(user, self.item, hidden, pool, k, users=names, items=self.items)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the recommender into a folder of its own; no pickle.
@@ -300,11 +318,14 @@ class SEMCo:
             "histories/indices": self.histories.indices,
         }
         meta = {
-            "modes": [{"name": mode, "width": width} for mode, width in self.widths.items()],
+            "modes": [
+                {"name": mode, "width": width, "columns": self.columns.get(mode)}
+                for mode, width in self.widths.items()
+            ],
             "options": dict(self.options),
         }
         ids = {"users": self.users, "items": self.items}
-        estimator.save(folder, MODEL, meta, arrays, ids)
+        base.write_model(folder, MODEL, meta, arrays, ids)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "SEMCo":
@@ -313,51 +334,46 @@ class SEMCo:
         Raises:
             DataError: naming the file that is absent or damaged, and what to do.
         """
-        with estimator.saved(folder, MODEL) as found:
-            arrays = found.arrays
+        with base.read_model(folder, MODEL, ("users", "items")) as saved:
+            arrays, users, items = saved.arrays, saved.ids["users"], saved.ids["items"]
+            widths, columns = schema.check_modes(saved.meta["modes"])
+            schema.check_arrays(arrays, schema.semco_arrays(arrays, widths, len(users), len(items)))
+            histories = Csr(arrays["histories/indptr"], arrays["histories/indices"])
+            schema.check_rows("histories", histories, len(items))
             return cls(
-                users=distinct(found.ids["users"], "user"),
-                items=distinct(found.ids["items"], "item"),
+                users=users,
+                items=items,
                 item=arrays["items/embedding"],
                 warm=arrays["items/warm"],
-                histories=Csr(arrays["histories/indptr"], arrays["histories/indices"]),
-                widths={mode["name"]: mode["width"] for mode in found.meta["modes"]},
-                options=found.meta["options"],
+                histories=histories,
+                widths=widths,
+                options=saved.meta["options"],
                 encoder=encoders.encoder_from_arrays(arrays),
+                columns=columns,
             )
 
     def _embed(self, features: ContentFeatures) -> np.ndarray:
-        return encoders.encode(self.encoder, list(features.tables.values()), _present(features))
+        return encoders.encode(self.encoder, list(features.tables.values()), _presence(features))
 
-    def _known(self, users: Iterable[Hashable] | None) -> tuple[pd.Index, Csr]:
+    def _logged_histories(self, users: Iterable[Hashable] | None) -> tuple[pd.Index, Csr]:
         """Users of the training log and their histories."""
         if users is None:
             return self.users, self.histories
-        names = listed(users, "users")
+        names = to_index(users, "users")
         rows = self.users.get_indexer(names)
         if (rows < 0).any():
             raise DataError(
-                f"{some('user', names[rows < 0])} not in the training log; give the items they "
-                "took as histories={user: [items]}"
+                f"{format_ids('user', names[rows < 0])} not in the training log; give the items "
+                "they took as histories={user: [items]}"
             )
         return names, self.histories.take(rows)
 
-    def _histories(self, histories: Mapping[Any, Iterable[Hashable]]) -> Csr:
-        """Item ids by user to rows of ascending, distinct item numbers."""
-        lists = [listed(taken, f"histories[{name!r}]") for name, taken in histories.items()]
-        counts = [len(taken) for taken in lists]
-        ids = [item for taken in lists for item in taken]
-        item = estimator.rows_of(self.items, ids, "histories")
-        row = np.repeat(np.arange(len(lists)), counts)
-        pairs = np.unique(np.stack([row, item], axis=1), axis=0)
-        return Csr.from_pairs(pairs[:, 0], pairs[:, 1], len(lists))
 
-
-def _present(features: ContentFeatures) -> list[np.ndarray]:
+def _presence(features: ContentFeatures) -> list[np.ndarray]:
     return [features.present[mode] for mode in features.tables]
 
 
-def _tau(alpha: float, gradient: str) -> float:
+def _default_tau(alpha: float, gradient: str) -> float:
     values = TAU.get(gradient, {})
     if values and alpha not in values:
         known = ", ".join(f"{a:g}" for a in values)
@@ -365,8 +381,11 @@ def _tau(alpha: float, gradient: str) -> float:
     return values.get(alpha, 1.0)  # of an unknown gradient: the model names the known ones
 
 
-def _content(
-    content: Content, items: Iterable[Hashable] | None, widths: Mapping[str, int] | None = None
+def _to_features(
+    content: Content,
+    items: Iterable[Hashable] | None,
+    widths: Mapping[str, int] | None = None,
+    columns: Mapping[str, Sequence[str | int] | None] | None = None,
 ) -> tuple[pd.Index, ContentFeatures]:
     """Frames and arrays to tables with a row per item.
 
@@ -374,6 +393,7 @@ def _content(
         content: as for `SEMCo.fit`.
         items: ids of the rows of arrays; unset, where the model is known, they are numbered.
         widths: of the modes that a trained model takes.
+        columns: names of their columns, where known.
 
     Returns:
         The ids, in the order of `items`, then as they first appear, and their features.
@@ -390,13 +410,14 @@ def _content(
                     f"content mode {mode!r} is absent; give it rows of NaN for items without it"
                 )
         content = {mode: content[mode] for mode in widths}
-    named = None if items is None else distinct(items, "item")
+    named = None if items is None else to_distinct_index(items, "item")
     parts: dict[str, tuple[pd.Index, np.ndarray]] = {}
     for mode, given in content.items():
         index = named
         if isinstance(given, pd.DataFrame):
-            index = distinct(given.index, f"content[{mode!r}] item")
-        table = estimator.numbers(f"content[{mode!r}]", given)
+            index = to_distinct_index(given.index, f"content[{mode!r}] item")
+        given = frames.order_columns(f"content[{mode!r}]", given, (columns or {}).get(mode))
+        table = frames.to_table(f"content[{mode!r}]", given)
         if index is None:
             if widths is None:
                 raise DataError(f"content[{mode!r}] is an array; say whose rows it holds by items=")
@@ -414,18 +435,18 @@ def _content(
     ids = pd.Index([]) if named is None else named
     for index, _ in parts.values():
         ids = index if not len(ids) else ids.append(index[~index.isin(ids)])
-    ids = distinct(ids, "item")
+    ids = to_distinct_index(ids, "item")
     tables, present = {}, {}
     for mode, (index, table) in parts.items():
-        finite = np.isfinite(table)
+        finite = frames.is_finite(table)
         there = ~np.isnan(table).all(axis=1)
         broken = there & ~finite.all(axis=1)
         if broken.any():
             row = int(np.argmax(broken))
+            value = frames.describe_value(content[mode], row, int(np.argmin(finite[row])))
             raise DataError(
-                f"content[{mode!r}]: {some('item', index[broken])} not finite "
-                f"({table[row][~finite[row]][0]} in column {int(np.argmin(finite[row]))}); write "
-                "numbers, or NaN in the whole row of an item that lacks the mode"
+                f"content[{mode!r}]: {format_ids('item', index[broken])} not finite ({value}); "
+                "write numbers, or NaN in the whole row of an item that lacks the mode"
             )
         if not index.equals(ids):
             rows = index.get_indexer(ids)
@@ -434,22 +455,28 @@ def _content(
     nothing = ~np.any(list(present.values()), axis=0)
     if nothing.any():
         raise DataError(
-            f"{some('item', ids[nothing])} without content in any mode; give content or remove"
+            f"{format_ids('item', ids[nothing])} without content in any mode; give content "
+            "or remove"
         )
     return ids, ContentFeatures(tables, present)
 
 
-def _dataset(interactions: pd.DataFrame, items: pd.Index, content: ContentFeatures) -> Dataset:
+def _to_dataset(
+    interactions: pd.DataFrame,
+    items: pd.Index,
+    content: ContentFeatures,
+    min_rating: float | None,
+) -> Dataset:
     """The log as a data set whose pairs are all for training; its ids count from 0."""
-    estimator.check_log(interactions, ("user", "item"))
-    codes, found = {}, {}
+    interactions = frames.check_log(interactions, ("user", "item"), min_rating)
+    codes, ids = {}, {}
     for field in ("user", "item"):
-        codes[field], values = estimator.coded(interactions, field)
-        found[field] = distinct(values, field)
-    rows = estimator.content_rows(items, found["item"])
+        codes[field], values = frames.encode_column(interactions, field)
+        ids[field] = to_distinct_index(values, field)
+    rows = frames.match_content(items, ids["item"])
     pairs = np.unique(np.stack([codes["user"], rows[codes["item"]]], axis=1), axis=0)
     pairs = pairs.astype(np.int32)
-    users, count = found["user"], len(items)
+    users, count = ids["user"], len(items)
     train = Interactions(
         np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]), len(users), count
     )

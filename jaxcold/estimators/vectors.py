@@ -10,21 +10,20 @@ import pandas as pd
 
 from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.data.sequences.dataset import SequenceDataset
-from jaxcold.estimators import base
-from jaxcold.estimators.base import distinct
-from jaxcold.eval.ranking import top_k
-from jaxcold.types import Csr, EvalSlice, Model, Representations
+from jaxcold.estimators import base, frames, schema
+from jaxcold.estimators.frames import to_distinct_index
+from jaxcold.types import Csr, Model
 
 KIND = "vectors"  # what model.json calls it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vectors:
-    """Recommends by the dot products of users' and items' vectors; what it knows is fixed.
+    """Recommends by the dot products of users' and items' vectors; its users and items are fixed.
 
-    Made by `Vectors.from_training` or `Vectors.load`. Also what a method takes as a backbone or a
-    teacher from elsewhere. Of a sequential method it holds the items alone: who a user is, is a
-    history that only the method can encode.
+    Made by `Vectors.from_training` or `Vectors.load`. Other methods take it as a backbone or a
+    teacher. Of a sequential method it holds the items alone: a user there is a history, which
+    only the method can encode.
     """
 
     users: pd.Index  # [U] external ids
@@ -62,12 +61,12 @@ class Vectors:
             user = np.asarray(model.encode_users(params, model_state, item, seen), np.float32)
         known = len(dataset.item_ids)  # not the padding item of published code
         return cls(
-            distinct(ids, "user") if len(ids) else pd.Index([]),
-            distinct(dataset.item_ids, "item"),
+            to_distinct_index(ids, "user") if len(ids) else pd.Index([]),
+            to_distinct_index(dataset.item_ids, "item"),
             user,
             item[:known],
             seen,
-            base.plain(options),
+            base.to_json_values(options),
         )
 
     def recommend(
@@ -75,14 +74,15 @@ class Vectors:
         users: Iterable[Hashable],
         k: int = 10,
         *,
-        candidates: Iterable[Hashable] | None = None,
+        candidates: frames.Candidates = None,
     ) -> pd.DataFrame:
         """The best k items of each user, among those that the user has not taken.
 
         Args:
             users: ids.
             k: items per user.
-            candidates: ids of the items that may be recommended; unset, all.
+            candidates: ids of the items that may be recommended, or a dictionary of such lists by
+                user; unset, all.
 
         Returns:
             Columns user, item, rank (from 1) and score, best items first.
@@ -90,22 +90,20 @@ class Vectors:
         Raises:
             DataError: naming ids that are unknown.
         """
-        names = base.listed(users, "users")
-        rows = base.rows_of(self.users, names, "users", what="user")
-        pool = np.arange(len(self.items), dtype=np.int32)
-        if candidates is not None:
-            pool = np.unique(base.rows_of(self.items, candidates, "candidates"))
-        seen = self.seen.take(rows)
-        task = EvalSlice(
-            users=np.arange(len(rows), dtype=np.int32),
-            histories=seen,
-            positives=Csr(np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)),
-            exclude=seen,
-            candidates=pool,
-            items=pool,
+        names = frames.to_index(users, "users")
+        k = base.check_integer("k", k, 1)
+        rows = frames.lookup_rows(self.users, names, "users", what="user")
+        warm = np.ones(len(self.items), bool)
+        pool = frames.to_candidates(candidates, names, self.items, warm)
+        return base.recommend(
+            self.user[rows],
+            self.item,
+            self.seen.take(rows),
+            pool,
+            k,
+            users=names,
+            items=self.items,
         )
-        lists = top_k(Representations(self.user[rows], self.item), task, k)
-        return base.as_frame(lists, names, self.items)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the vectors into a folder of their own; no pickle.
@@ -120,7 +118,7 @@ class Vectors:
             "seen/indices": self.seen.indices,
         }
         ids = {"users": self.users, "items": self.items}
-        base.save(folder, KIND, {"options": dict(self.options)}, arrays, ids)
+        base.write_model(folder, KIND, {"options": dict(self.options)}, arrays, ids)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Vectors":
@@ -129,13 +127,23 @@ class Vectors:
         Raises:
             DataError: naming the file that is absent or damaged, and what to do.
         """
-        with base.saved(folder, KIND) as found:
-            arrays = found.arrays
+        with base.read_model(folder, KIND, ("users", "items")) as saved:
+            arrays, users, items = saved.arrays, saved.ids["users"], saved.ids["items"]
+            size = arrays["items/vectors"].shape[1]
+            expected: schema.Schema = {
+                "users/vectors": ((len(users), size), "float32"),
+                "items/vectors": ((len(items), size), "float32"),
+                "seen/indptr": ((len(users) + 1,), "int64"),
+                "seen/indices": ((None,), "int32"),
+            }
+            schema.check_arrays(arrays, expected)
+            seen = Csr(arrays["seen/indptr"], arrays["seen/indices"])
+            schema.check_rows("seen", seen, len(items), ascending=False)
             return cls(
-                users=pd.Index(found.ids["users"]),
-                items=distinct(found.ids["items"], "item"),
+                users=users,
+                items=items,
                 user=arrays["users/vectors"],
                 item=arrays["items/vectors"],
-                seen=Csr(arrays["seen/indptr"], arrays["seen/indices"]),
-                options=found.meta["options"],
+                seen=seen,
+                options=saved.meta["options"],
             )
