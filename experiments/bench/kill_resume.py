@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import app
+from safetensors.numpy import load_file
 
 import experiments.main
 import experiments.pairs
@@ -85,10 +86,14 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
         del row["seconds"]
     result = {key: results[key] for key in ("metrics", "baselines", "comparisons")}
     result["rows"] = rows
-    for path in (workdir / "per_user.npz", *sorted(workdir.glob("models/seed_*/*.npz"))):
-        with np.load(path, allow_pickle=False) as arrays:
-            folder = path.relative_to(workdir).parent
-            result |= {f"{folder}/{name}": arrays[name].tobytes() for name in arrays}
+    with np.load(workdir / "per_user.npz", allow_pickle=False) as arrays:
+        result |= {name: arrays[name].tobytes() for name in arrays}
+    models = sorted(workdir.glob("models/seed_*/*.safetensors"))
+    if len(models) != len(results["config"]["seeds"]):
+        raise AssertionError(f"{workdir / 'models'}: not one model per seed")
+    for path in models:
+        folder = path.relative_to(workdir).parent
+        result |= {f"{folder}/{k}": v.tobytes() for k, v in load_file(path).items()}
     names = (str(path.relative_to(workdir)) for path in workdir.rglob("*"))
     # Every process writes events of its own: only their number depends on the interruptions.
     result["files"] = sorted(name for name in names if "/events." not in name)
