@@ -82,6 +82,10 @@ def _wrong_config(argv: Sequence[str]) -> str | None:
     """
     # Parsing stopped half-way: once more without overrides, which config_flags reads off sys.argv.
     sys.argv = [argv[0], *(a for a in argv[1:] if a.startswith("--config="))]
+    for argument in sys.argv[1:]:
+        path = argument.partition("=")[2].partition(":")[0]
+        if not pathlib.Path(path).is_file():
+            return f"--config: {path}: no such file; name a config such as {EXAMPLE.split()[0][9:]}"
     try:
         flags.FLAGS(sys.argv)
         config = CONFIG.value
