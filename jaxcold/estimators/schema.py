@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxcold.estimators import frames
 from jaxcold.models import encoders
-from jaxcold.models.sequence_encoder import SASRec as ServedModule
+from jaxcold.models.sequence_encoder import served_shapes
 from jaxcold.types import Csr
 
 # name -> (shape, dtype); None is a length that nothing else decides
@@ -111,20 +111,7 @@ def semco_arrays(
 
 def _abstract_state(options: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     """Paths and shapes of the parameters that are served."""
-
-    def make() -> ServedModule:
-        return ServedModule(
-            0,
-            options["dim"],
-            options["max_length"],
-            item_table="frozen",
-            blocks=options["blocks"],
-            heads=options["heads"],
-            dropout=0.0,
-            rngs=nnx.Rngs(params=0),
-        )
-
-    return list(nnx.to_flat_state(nnx.split(nnx.eval_shape(make))[1]))
+    return list(nnx.to_flat_state(served_shapes(options)[1]))
 
 
 def sasrec_arrays(

@@ -5,11 +5,11 @@ hidden state times the table E scores what comes next. E is trained freely ("ran
 starts at the content), is the content ("frozen"), or is the content plus a trainable delta whose
 rows stay within a ball ("delta"). An item that nobody has clicked has its content and no delta.
 
-A batch is a list of tokens, those of all its sequences one after another, and not a rectangle:
-padding costs nothing. Attention alone looks at rectangles, one for each class of lengths.
+A batch is a list of tokens, those of all its sequences one after another, without padding.
+Attention alone pads them, into buckets of like lengths.
 
 Row 0 of E stands for no item. It is never recommended and is no class of the loss. With
-``reference=True`` everything is as in the code published with the paper: rectangles padded on the
+``reference=True`` everything is as in the code published with the paper: batches padded on the
 left, whose padding is seen with an attention logit lower by one, positions counted from the
 longest sequence's start, and row 0 as a class and a candidate.
 

@@ -167,6 +167,13 @@ def encoder_from_arrays(
         KeyError, TypeError, ValueError: for options or arrays of another model.
     """
 
+    graphdef, abstract = served_shapes(options)
+    return graphdef, fill_state(abstract, arrays)
+
+
+def served_shapes(options: Mapping[str, Any]) -> tuple[nnx.GraphDef, nnx.State]:
+    """The module without an item table, of the `options` of `build`, and its shapes."""
+
     def make() -> SASRec:
         return SASRec(
             0,
@@ -179,5 +186,4 @@ def encoder_from_arrays(
             rngs=nnx.Rngs(params=0),
         )
 
-    graphdef, abstract = nnx.split(nnx.eval_shape(make))
-    return graphdef, fill_state(abstract, arrays)
+    return nnx.split(nnx.eval_shape(make))
