@@ -31,7 +31,11 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$want" ]; then
   echo "run.sh: setting up .venv ($extras); the first time takes a minute or two"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   rm -f "$stamp"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+  if command -v uv > /dev/null; then  # ten times faster
+    uv pip install --quiet --python .venv/bin/python --editable ".[$extras]"
+  else
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+  fi
   echo "$want" > "$stamp"
 fi
 

@@ -170,6 +170,12 @@ def search_config(alpha: Any, method: str, k: int | None) -> SearchConfig:
     return SearchConfig(static, method, k)
 
 
+def widest(*dtypes: Any) -> Any:
+    """The type that holds all of these; a user's strict promotion is about operands, not this."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
+
+
 def float_dtype(z: Any) -> Any:
     """The type of the results: that of z, float32 for integers."""
     return z.dtype if jnp.issubdtype(z.dtype, jnp.floating) else jnp.dtype(jnp.float32)
@@ -183,7 +189,7 @@ def prepare(
     Returns:
         The rows, and bool[...]: a row that is not masked whole has no finite entry.
     """
-    z = z.astype(jnp.promote_types(float_dtype(z), jnp.float32))
+    z = z.astype(widest(float_dtype(z), jnp.float32))
     masked = jnp.asarray(False)
     if where is not None:
         kept = jnp.broadcast_to(where, z.shape)
@@ -216,8 +222,9 @@ def poison(x: jax.Array, invalid: jax.Array) -> jax.Array:
 
 
 def nan_where(invalid: jax.Array, x: jax.Array) -> jax.Array:
-    """``x``, NaN where ``invalid``; `jax.debug_nans` does not see the constant."""
-    return jnp.where(invalid, np.array(np.nan, x.dtype), x)
+    """``x``, NaN where ``invalid``."""
+    # Computed, not a constant: without jit `jax.debug_nans` would stop at one that nobody takes.
+    return jnp.where(invalid, jnp.sqrt(-invalid.astype(x.dtype)), x)
 
 
 def valid_alpha(alpha: jax.Array) -> jax.Array:

@@ -27,9 +27,12 @@ import jax.numpy as jnp
 
 METHODS = ("auto", "sort", "newton", "bisect")
 
-# Elements of one block on a CPU: a megabyte of float32 stays in the cache of a core while the
-# search passes over it, and is enough for XLA to share a pass between cores.
-_BLOCK = 1 << 18
+# Elements of one block on a CPU: four megabytes of float32 stay in the cache that cores share while
+# the search passes over them, and are enough for XLA to share a pass between cores.
+_BLOCK = 1 << 20
+
+# Elements of logits for which one order of work suits all platforms.
+_SMALL = 1 << 14
 
 # Groups of columns whose largest entries give a search its start.
 _GROUPS = 128
@@ -241,7 +244,8 @@ def newton_search(
     high = high + 4 * eps * (1 + jnp.abs(high))
 
     def advance(state: tuple) -> tuple:
-        step, active, cut, low, high, _, _ = state
+        step, _, (cut, low, high, _, _, active) = state
+        active = active > 0
         mass, weight = reduction.total(_sums(t, cut, column_e, config, cached))
         active &= jnp.abs(mass - 1) > 8 * eps
         low = jnp.where(active & (mass >= 1), cut, low)
@@ -258,12 +262,18 @@ def newton_search(
         # A wide support can leave the sum of p off by more than the tolerance on both of two
         # neighbouring numbers: where nothing lies between low and high, the search is over.
         active &= (point > low) & (point < high)
-        return step + 1, active, jnp.where(active, point, cut), low, high, mass, weight
+        cut = jnp.where(active, point, cut)
+        return packed(step + 1, active, cut, low, high, mass, weight)
+
+    def packed(step: jax.Array | int, active: jax.Array, *numbers: jax.Array) -> tuple:
+        # One array: XLA compiles and calls a kernel for every array that a loop carries.
+        return step, active.any(), jnp.stack([*numbers, active.astype(t.dtype)])
 
     # The sums are made inside the loop alone, and so compiled once.
-    first = (0, active, start, low, high, jnp.ones_like(start), jnp.ones_like(start))
-    last = jax.lax.while_loop(lambda state: jnp.any(state[1]), advance, first)
-    return last[2], last[5], last[6]
+    one = jnp.ones_like(start)
+    first = packed(0, active, start, low, high, one, one)
+    cut, _, _, mass, weight, _ = jax.lax.while_loop(lambda state: state[1], advance, first)[2]
+    return cut, mass, weight
 
 
 def _climb(leaders: jax.Array, e: jax.Array, config: SearchConfig, start: jax.Array) -> jax.Array:
@@ -401,6 +411,9 @@ def find_thresholds(
     ) -> ThresholdResult:
         return find_threshold(z, scale, alpha, config, power_sum=power_sum, at_least=low)
 
+    # Each platform's way is traced anew: not for what is small everywhere.
+    if isinstance(z.size, int) and z.size <= _SMALL:
+        return whole(z, scale, alpha, at_least)
     blocks = functools.partial(_find_in_blocks, config=config, power_sum=power_sum)
     return jax.lax.platform_dependent(z, scale, alpha, at_least, cpu=blocks, default=whole)
 

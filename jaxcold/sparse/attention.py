@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxcold.sparse._arguments import as_array, check_alpha, number, valid_alpha
+from jaxcold.sparse._arguments import as_array, check_alpha, number, valid_alpha, widest
 from jaxcold.sparse.activations import entmax
 
 
@@ -94,7 +94,7 @@ def entmax_attention(
         raise ValueError(f"implementation is None or 'xla', not {implementation!r}")
     arrays = [as_array(a) for a in (query, key, value)]
     if dtype is None:
-        dtype = functools.reduce(jnp.promote_types, (a.dtype for a in arrays))
+        dtype = widest(*(a.dtype for a in arrays))
     query, key, value = (jnp.asarray(a).astype(dtype) for a in arrays)
     _check_shapes(query, key, value)
     check_alpha(alpha)
@@ -112,7 +112,7 @@ def entmax_attention(
     window = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
     scale = 1 / math.sqrt(H) if scale is None else scale
     if number(alpha) is None:
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = widest(dtype, jnp.float32)
         heads = jnp.broadcast_to(jnp.asarray(alpha).astype(wide), (N,))
         alpha = valid_alpha(heads)[:, None, None]
 
@@ -142,7 +142,7 @@ def entmax_attention(
             grouped,
             key,
             precision=precision,
-            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+            preferred_element_type=widest(dtype, jnp.float32),
         ).reshape(*batch, N, t, S)
         scores = scores * scale
         if bias is not None:

@@ -17,6 +17,7 @@ from jaxcold.sparse._arguments import (
     check_values,
     number,
     poison,
+    widest,
 )
 from jaxcold.sparse._search import ThresholdResult, expm1_over
 
@@ -192,7 +193,7 @@ def _are_distributions(t: np.ndarray) -> np.ndarray:
 
 def _sums_to_one(t: Any) -> Any:
     tolerance = 1e-3 + 4 * float(jnp.finfo(t.dtype).eps)
-    total = t.astype(jnp.promote_types(t.dtype, jnp.float32)).sum(-1)
+    total = t.astype(widest(t.dtype, jnp.float32)).sum(-1)
     return (abs(total - 1) <= tolerance) | (total == 0)
 
 
@@ -231,8 +232,8 @@ def make_operands(arguments: Arguments) -> Operands:
     """The form that the loops take."""
     h, W, targets, bias, where, tau, weights, probabilities = jax.tree.map(jnp.asarray, arguments)
     batch, (n, d) = h.shape[:-1], W.shape
-    kind = jnp.promote_types(h.dtype, W.dtype)
-    dtype = jnp.promote_types(kind, jnp.float32)
+    kind = widest(h.dtype, W.dtype)
+    dtype = widest(kind, jnp.float32)
     h, W = h.astype(kind), W.astype(kind)
     if len(batch) != 1:
         h = h.reshape(math.prod(batch), d)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxcold.sparse._arguments import canonical_labels, poison
+from jaxcold.sparse._arguments import canonical_labels, poison, widest
 from jaxcold.sparse._search import Reduction, SearchConfig, find_threshold, probabilities
 from jaxcold.sparse.linear._shared import (
     Arguments,
@@ -174,7 +174,7 @@ _sum.defvjp(_forward, _backward)
 def _compute(arguments: Arguments, config: ShardConfig) -> jax.Array:
     h, W, targets, _, where, tau, *_ = jax.tree.map(jnp.asarray, arguments)
     axis, n = config.axis, W.shape[0]
-    dtype = jnp.promote_types(h.dtype, jnp.float32)
+    dtype = widest(h.dtype, jnp.float32)
     total = n * lax.psum(1, axis)
     targets = canonical_labels(targets, total)
     is_counted = targets >= 0
@@ -237,6 +237,6 @@ def sharded_entmax_sum(
         raise ValueError(f"rows must be positive, got {rows}")
     count, n = arguments.h.shape[0], arguments.W.shape[0]
     if count == 0:
-        return jnp.zeros((), jnp.promote_types(arguments.h.dtype, jnp.float32))
+        return jnp.zeros((), widest(arguments.h.dtype, jnp.float32))
     size = tile_rows(count, n) if rows is None else min(rows, count)
     return _compute(arguments, ShardConfig(alpha, size, axis))
