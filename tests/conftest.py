@@ -1,4 +1,4 @@
-"""Strict defaults for every test: eight simulated devices, no silent rank promotion."""
+"""Strict defaults for every test: eight simulated devices, ranks and types are not promoted."""
 
 import os
 import pathlib
@@ -17,6 +17,7 @@ hypothesis.settings.register_profile("here", max_examples=20, print_blob=True, d
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 if not hasattr(jax, "enable_x64"):  # JAX 0.7, where it has another address
     from jax.experimental import enable_x64
 
@@ -29,6 +30,13 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def standard_promotion():
+    """For tests that take Optax's steps by hand: it raises floats to its int32 count of steps."""
+    with jax.numpy_dtype_promotion("standard"):
         yield
 
 

@@ -18,6 +18,9 @@ from jaxcold.train.loop import fit
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Csr
 
+# Float64 references: Flax raises widths of its own.
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 PRECISIONS = {"f64": jnp.float64, "f32": jnp.float32}
 

@@ -25,6 +25,9 @@ from jaxcold.sparse import linear_entmax_sum
 from jaxcold.train.step import init_state, make_step
 from jaxcold.types import Csr, DataError, Representations
 
+# Float64 references: Flax raises widths of its own.
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 NAMES = {
     "layer_norm1": "norm1",
     "layer_norm2": "norm2",

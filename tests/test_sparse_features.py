@@ -34,6 +34,7 @@ def test_log_entmax(alpha, x64):
         np.testing.assert_allclose(sparse.log_entmax(tiny, 1.0), [0, -200])
 
 
+@pytest.mark.usefixtures("standard_promotion")  # of Optax, and of its results with ours
 def test_scale_is_the_size_of_the_simplex(x64):
     s = np.array([[0.5], [2.0], [3.0]])
     p = sparse.sparsemax(Z, scale=s)
@@ -98,6 +99,7 @@ def test_sparse_simplex(x64):
     check_grads(f, (Z,), 1, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("standard_promotion")  # of Optax, and of its results with ours
 def test_two_classes(x64):
     z, label = Z[0], np.array([0, 1, 1, 0, 1, 0])
     close(sparse.entmax_sigmoid(z, 1.0), jax.nn.sigmoid(z))

@@ -169,11 +169,13 @@ def assert_by_hand(model, order):
     return state, metrics
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("order", [GROUPS, GROUPS[::-1]])
 def test_groups_are_updated_in_order_each_by_its_own_optimizer(order):
     assert_by_hand(adversarial(order), order)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_the_order_of_the_groups_matters():
     first, second = (by_hand(order) for order in (GROUPS, GROUPS[::-1]))
     assert first[2] != second[2]
@@ -181,6 +183,7 @@ def test_the_order_of_the_groups_matters():
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("parallelism", ["shard_map", "pmap"])
 def test_groups_on_two_devices_are_those_of_one(parallelism):
     devices = parallel.choose(parallelism, count=2)

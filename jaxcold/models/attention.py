@@ -122,7 +122,7 @@ class Block(nnx.Module):
             before = (at[None, :] <= at[:, None])[None, None]
             logits = jnp.einsum("nihd,njhd->nhij", q, k).astype(x.dtype)
             if additive:
-                logits = jnp.where(before, logits + visible, -jnp.inf)
+                logits = jnp.where(before, logits + visible.astype(logits.dtype), -jnp.inf)
             else:
                 # A slot without a token sees itself: a row of -inf would be NaN.
                 itself = (at[None, :] == at[:, None])[None, None]

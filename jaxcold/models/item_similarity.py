@@ -74,7 +74,8 @@ def sub_batch(
         start = constants.indptr[user[chosen]]
         length = constants.indptr[user[chosen] + 1] - start
         uniform = jax.random.uniform(item_key, (round_size, positives))
-        nth = jnp.minimum((uniform * length[:, None]).astype(jnp.int32), length[:, None] - 1)
+        nth = uniform * length[:, None].astype(uniform.dtype)
+        nth = jnp.minimum(nth.astype(length.dtype), length[:, None] - 1)
         item = constants.indices[start[:, None] + nth]
         item = jnp.where(priority[:, None] >= 0, item, items)
         return rounds + 1, drawn.at[item].set(True, mode="drop")
@@ -143,5 +144,5 @@ def similarity_loss(
     common = kept, omega, compute, axis
     target = entmax(similarity_logits(jax.lax.stop_gradient(teacher), *common), alpha)
     losses = fenchel_young_loss(similarity_logits(student, *common), target, alpha)
-    count = jnp.maximum(kept.sum(), 1)
+    count = jnp.maximum(kept.sum(), 1).astype(losses.dtype)
     return jnp.sum(jnp.where(parallel.shard(kept, axis), losses, 0)) / count, target

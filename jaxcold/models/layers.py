@@ -37,7 +37,8 @@ def product(x: Array, y: Array, compute: Compute) -> Array:
 
 def sums(x: Array, y: Array) -> Array:
     """``x @ y`` of arrays of any width, summed in float32 at least."""
-    return jnp.matmul(x, y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    dtype = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+    return jnp.matmul(x, y, preferred_element_type=dtype)
 
 
 @jax.custom_vjp

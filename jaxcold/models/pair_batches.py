@@ -105,7 +105,7 @@ def gather_histories(constants: Constants, user: Array, weight: Array, slots: Ar
         On one of many devices, the part of the histories that it has.
     """
     rows = user.shape[0]
-    row_number = jnp.arange(rows)
+    row_number = jnp.arange(rows, dtype=jnp.int32)
     users = constants.indptr.shape[0] - 1
     own = jnp.where(weight > 0, constants.indptr[user + 1] - constants.indptr[user], 0)
     length = own if constants.length is None else jnp.where(weight > 0, constants.length[user], 0)

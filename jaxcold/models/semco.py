@@ -140,7 +140,7 @@ def user_vectors(
         total = total - left_out
         length = length - 1
     # The divisor cancels in the unit norm; it keeps the sums in the range of their items.
-    mean = total / jnp.maximum(length, 1)[:, None]
+    mean = total / jnp.maximum(length, 1)[:, None].astype(total.dtype)
     # A history of the positive alone leaves exactly zero, not rounding noise.
     return unit_rows(jnp.where((length > 0)[:, None], mean, 0.0))
 

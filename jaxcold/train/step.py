@@ -106,7 +106,9 @@ def make_step(model: Model) -> Step:
             # A batch of weight 0 moves nothing.
             scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, 1e-30), 0.0)
             grads = jax.tree.map(lambda g, scale=scale: g * scale, grads)
-            updates, opt_state[group] = optimizer.update(grads, opt_state[group], params[group])
+            # Optax raises a float to its count of steps: strict promotion is for our own arrays.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, opt_state[group] = optimizer.update(grads, opt_state[group], params[group])
             params[group] = optax.apply_updates(params[group], updates)
             means[group] = total * scale
             metrics |= measured
