@@ -20,7 +20,6 @@ from experiments.method import ConfigError
 from experiments.setup import BySlice, Setup, headline
 from jaxcold import parallel
 from jaxcold.eval import statistics
-from jaxcold.eval.evaluation import evaluate_model
 from jaxcold.files import write_atomic
 from jaxcold.reporting import run_log
 from jaxcold.train.checkpoint import Checkpoints
@@ -64,13 +63,7 @@ def train(setup: Setup, seed: int) -> tuple[BySlice, float]:
         training.log = stack.enter_context(log)
         state = training.run()
         state, epoch = training.chosen(state)
-        metrics = evaluate_model(
-            setup.model,
-            state.params,
-            state.model_state,
-            setup.slices,
-            setup.config.eval.cutoffs,
-        )
+        metrics = setup.evaluate(state, setup.slices)
         setup.say(training.record(epoch, metrics))
         save_model(setup, state, setup.workdir / "models" / f"seed_{seed}")
     return metrics, training.seconds_before
@@ -167,13 +160,7 @@ class _Training:
         is_last = epoch == setup.model.epochs
         if epoch % setup.config.train.eval_every == 0 and (self.is_watched or not is_last):
             name = setup.task.headline
-            metrics = evaluate_model(
-                setup.model,
-                state.params,
-                state.model_state,
-                {name: setup.slices[name]},
-                setup.config.eval.cutoffs,
-            )
+            metrics = setup.evaluate(state, {name: setup.slices[name]})
             self.progress.say(self.record(epoch, metrics))
             score = statistics.flatten(metrics)[headline(setup.config)]
             if self.is_watched:
