@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_main import small
 
+from experiments import clothing, movielens
+from experiments import config as base
+from experiments import method as methods
+from experiments import task as tasks
+from experiments.bench.toy import write_log, write_mmrec
 from jaxcold import parallel
 from jaxcold.eval import ranking
 from jaxcold.eval.evaluation import evaluate_model
@@ -247,3 +253,41 @@ def test_lists_are_in_the_order_of_ids_either_way():
     assert lists.items.tolist() == [[0, 1, 2, 3]]
     assert isinstance(lists, TopK)
     assert (lists.ties.above.tolist(), lists.ties.members.tolist()) == ([0], [9])
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        ("semco", "pairs"),
+        ("content_knn", "pairs"),
+        ("sasrec_frozen", "sequences"),
+        ("content_knn", "sequences"),
+    ],
+)
+def test_items_of_equal_content_have_equal_vectors(model, kind, tmp_path):
+    """To the last bit, wherever they stand in the catalogue: else their scores would not tie."""
+    if kind == "pairs":
+        write_mmrec(tmp_path / "data", "clothing", ("text",), users=90, items=601)
+        config = clothing.get_config(model)
+        config = small(config) if model == "semco" else config
+    else:
+        write_log(tmp_path / "data", users=600, items=301)
+        config = movielens.get_config(model)
+    rng = np.random.default_rng(0)
+    path = tmp_path / "data" / "text_feat.npy"
+    group = np.append(np.arange(97), rng.integers(0, 97, len(np.load(path)) - 97))
+    np.save(path, rng.normal(size=(97, 33)).astype(np.float32)[group])
+    with config.unlocked():
+        config.data.root = str(tmp_path / "data")
+        if kind == "sequences" and model != "content_knn":
+            config.model.update(dim=7, blocks=1, max_length=6)
+    config = base.resolve(config)
+    task = tasks.of(config)
+    dataset = task.load(config)
+    built = methods.find(model).build(config, dataset, parallel.ONE)
+    vectors = np.asarray(built.encode_items(*built.init(0)))
+    content = dataset.content if kind == "sequences" else dataset.content.tables["text"]
+    _, first, inverse = np.unique(content, axis=0, return_index=True, return_inverse=True)
+    assert len(first) < len(content) / 2
+    assert f", {len(first)} distinct contents" in task.describe(dataset)
+    np.testing.assert_array_equal(vectors[: len(inverse)], vectors[first[inverse.ravel()]])

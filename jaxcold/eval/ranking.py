@@ -241,7 +241,7 @@ def _blocks(
             columns[rows], best[rows], beyond = _rank(scores, None, k)
             if ties is not None:
                 counts = count_ties_on_host(ties, rows, scores, best[rows], beyond)
-        if ties is not None:
+        if ties is not None and counts is not None:
             ties.add(rows, counts)
 
     for rows in blocks:

@@ -64,8 +64,10 @@ class TieCounts:
 
 def count_ties_on_host(
     counts: TieCounts, rows: slice, scores: np.ndarray, best: np.ndarray, beyond: np.ndarray
-) -> BlockCounts:
+) -> BlockCounts | None:
     """`count_ties` in NumPy; it looks at all candidates of those users only whose group is cut.
+
+    None where no group is cut.
 
     Args:
         counts: of all users.
@@ -76,6 +78,9 @@ def count_ties_on_host(
     """
     last = best[:, -1]
     is_cut = (beyond > 0) & (last > -np.inf) & counts.has_list[rows]
+    cut = np.flatnonzero(is_cut)
+    if not len(cut):
+        return None
     above = np.count_nonzero(best > last[:, None], axis=1)
     members = np.where(is_cut, best.shape[1] - above + beyond, 0)
     held = counts.held.take(np.arange(rows.start, rows.stop))
@@ -83,13 +88,11 @@ def count_ties_on_host(
     is_tied = is_cut[row] & (scores[row, column] == last[row])
     width = scores.shape[1]
     sums = np.zeros((2, len(counts.cutoffs), width))
-    cut = np.flatnonzero(is_cut)
-    if len(cut):
-        row, column = np.divmod(np.flatnonzero(scores[cut] == last[cut, None]), width)
-        for at, k in enumerate(counts.cutoffs):
-            share = np.clip(k - above[cut], 0, None) / members[cut]
-            for total, value in zip(sums, (share, np.log1p(-share)), strict=True):
-                total[at] = np.bincount(column, value[row], width)
+    row, column = np.divmod(np.flatnonzero(scores[cut] == last[cut, None]), width)
+    for at, k in enumerate(counts.cutoffs):
+        share = np.clip(k - above[cut], 0, None) / members[cut]
+        for total, value in zip(sums, (share, np.log1p(-share)), strict=True):
+            total[at] = np.bincount(column, value[row], width)
     return BlockCounts(above, members, is_tied, sums)
 
 
