@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 from rich.console import Console
 
+from experiments import memory
 from experiments import method as methods
 from experiments import task as tasks
 from experiments.method import Method
@@ -80,6 +81,7 @@ def make_setup(
     devices = parallel.choose(config.parallel, shard_items=config.shard_items)
     model = method.build(config, dataset, devices)
     step = make_step(model)
+    memory.check(config, model, step)
     return Setup(config, method, task, workdir, checkpoints, dataset, slices, model, step, console)
 
 

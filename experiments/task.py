@@ -39,6 +39,15 @@ class Task(NamedTuple):
     save: Callable[..., None]
 
 
+def data_options(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """config.data as arguments of a loader; "published" is true of the shipped name alone."""
+    options = config.data.to_dict()
+    del options["kind"]
+    if options["name"] != config.get("about_dataset", options["name"]):
+        options["published"] = ""
+    return {**options, "hosts": reading_hosts()}
+
+
 def reading_hosts() -> Hosts:
     """What the readers need to know of the hosts that share the reading of a table."""
     return Hosts(jax.process_count(), jax.process_index(), parallel.all_gather_hosts)
