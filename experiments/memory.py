@@ -53,7 +53,8 @@ def _state(model: Model) -> tuple[TrainState, int]:
     """The shapes of a training's state, and the bytes of it and of gradients on one device."""
     params, model_state = jax.eval_shape(lambda: model.init(0))
     moments = {g: jax.eval_shape(o.init, params[g]) for g, o in model.optimizers.items()}
-    state = TrainState(jax.ShapeDtypeStruct((), np.int32), params, moments, model_state)
+    number: Any = jax.ShapeDtypeStruct((), np.int32)
+    state = TrainState(number, params, moments, model_state)
     devices = model.devices or parallel.ONE
     sharded = parallel.sharding_tree(state, model.sharding.state if devices.mesh else False)
 
