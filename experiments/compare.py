@@ -42,7 +42,8 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
         and "p_seeds" of `compare_seeds`; "where": the slice of these tests; "cutoff".
 
     Raises:
-        ConfigError: naming the folder that is no finished run, of another kind, split or cut-off.
+        ConfigError: naming the folder that is no finished run, of another kind, split or cut-off,
+            or that the runs differ in config.eval.ties.
     """
     runs = finished.read(folders)
     task = runs[0].task
@@ -50,6 +51,8 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
     cutoffs = set.intersection(*({*run.config["eval"]["cutoffs"]} for run in runs))
     if not cutoffs:
         raise ConfigError("the runs have no cut-off in common; run them with one eval.cutoffs")
+    if len({run.config["eval"].get("ties", "id") for run in runs}) > 1:  # "id" before there was it
+        raise ConfigError("the runs order equal scores differently; run them with one eval.ties")
     cutoff = cutoff_of(cutoffs)
     names = _names([run.config for run in runs])
     metric = f"ndcg@{cutoff}"

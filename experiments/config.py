@@ -93,6 +93,9 @@ def get_config(
     c.checkpoint = _checkpoint_fields()
     c.eval = config_dict.ConfigDict()
     c.eval.cutoffs = (20,) if kind == "pairs" else (10,)
+    # expected | id: metrics are expected values over random orders of candidates with equal scores,
+    # such as items of equal content; or these are ranked by ascending item id.
+    c.eval.ties = "expected"
     c.eval.figure = True  # draw WORKDIR/summary.png
     return c.lock()
 
@@ -200,6 +203,7 @@ def _check(c: config_dict.ConfigDict) -> None:
     cutoffs = c.eval.cutoffs
     good = len(cutoffs) > 0 and all(type(k) is int and k > 0 for k in cutoffs)
     need(good, "eval.cutoffs", "one or more whole numbers from 1", cutoffs)
+    need(c.eval.ties in ("expected", "id"), "eval.ties", "expected or id", c.eval.ties)
     for field in ("epochs", "batch_size", "eval_every"):
         need(c.train[field] >= 1, f"train.{field}", "at least 1", c.train[field])
     every = c.checkpoint.every_steps

@@ -77,5 +77,5 @@ def _read(folder: pathlib.Path) -> Finished:
         results = json.loads((folder / workdirs.RESULTS_FILE).read_text())
         with np.load(folder / workdirs.SPLIT_FILE, allow_pickle=False) as split:
             return Finished(folder, results, dict(split), tasks.of(results["config"]))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise ConfigError(f"{folder}: not a finished run ({error}); name its --workdir") from None

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from ml_collections import config_dict
 
-from experiments.task import Task, content_findings, reading_hosts
+from experiments.task import Task, content_findings, data_options
 from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.data.pairs.evaluation import slices
 from jaxcold.data.pairs.load import load
@@ -18,9 +18,7 @@ from jaxcold.types import Model, untrained
 
 
 def _load(config: config_dict.ConfigDict) -> Dataset:
-    options = config.data.to_dict()
-    del options["kind"]
-    return load(**options, hosts=reading_hosts())
+    return load(**data_options(config))
 
 
 def _describe(dataset: Dataset) -> str:

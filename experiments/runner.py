@@ -113,7 +113,7 @@ def prepare(
 
 def evaluate_baselines(setup: Setup) -> dict[str, list[BySlice]]:
     """Metrics of a random ranking per seed, and of the task's baselines."""
-    cutoffs = setup.config.eval.cutoffs
+    cutoffs, ties = setup.config.eval.cutoffs, setup.config.eval.ties
     result: dict[str, list[BySlice]] = {
         "random": [
             {
@@ -125,7 +125,7 @@ def evaluate_baselines(setup: Setup) -> dict[str, list[BySlice]]:
     }
     for name, model in setup.task.baselines(setup.config, setup.dataset).items():
         params, model_state = model.init(0)
-        result[name] = [evaluate_model(model, params, model_state, setup.slices, cutoffs)]
+        result[name] = [evaluate_model(model, params, model_state, setup.slices, cutoffs, ties)]
     return result
 
 
@@ -249,13 +249,7 @@ def validate(
     pretraining = model.pretraining_epochs
 
     def score(state: TrainState) -> float:
-        metrics = evaluate_model(
-            model,
-            state.params,
-            state.model_state,
-            {name: setup.slices[name]},
-            setup.config.eval.cutoffs,
-        )
+        metrics = setup.evaluate(state, {name: setup.slices[name]})
         return statistics.flatten(metrics)[headline(setup.config)]
 
     def on_epoch(epoch: int, state: TrainState) -> bool:

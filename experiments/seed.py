@@ -14,13 +14,14 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
+from experiments import task as tasks
 from experiments import workdir
 from experiments.config import StoppedError, plain
 from experiments.method import ConfigError
 from experiments.setup import BySlice, Setup, headline
 from jaxcold import parallel
+from jaxcold.data.original_ids import named
 from jaxcold.eval import statistics
-from jaxcold.eval.evaluation import evaluate_model
 from jaxcold.files import write_atomic
 from jaxcold.reporting import run_log
 from jaxcold.train.checkpoint import Checkpoints
@@ -64,13 +65,7 @@ def train(setup: Setup, seed: int) -> tuple[BySlice, float]:
         training.log = stack.enter_context(log)
         state = training.run()
         state, epoch = training.chosen(state)
-        metrics = evaluate_model(
-            setup.model,
-            state.params,
-            state.model_state,
-            setup.slices,
-            setup.config.eval.cutoffs,
-        )
+        metrics = setup.evaluate(state, setup.slices)
         setup.say(training.record(epoch, metrics))
         save_model(setup, state, setup.workdir / "models" / f"seed_{seed}")
     return metrics, training.seconds_before
@@ -80,7 +75,14 @@ def save_model(setup: Setup, state: TrainState, folder: pathlib.Path) -> None:
     """Saves what serves recommendations."""
     params, model_state = parallel.fetch((state.params, state.model_state))
     save = setup.method.save or setup.task.save
-    save(setup.config, setup.dataset, setup.model, params, model_state, folder)
+    dataset = setup.dataset
+    if (ids := tasks.original_ids(setup.config)) is not None:
+        dataset = dataclasses.replace(
+            dataset,
+            user_ids=named(dataset.user_ids, ids["user"]),
+            item_ids=named(dataset.item_ids, ids["item"]),
+        )
+    save(setup.config, dataset, setup.model, params, model_state, folder)
 
 
 class _Training:
@@ -167,13 +169,7 @@ class _Training:
         is_last = epoch == setup.model.epochs
         if epoch % setup.config.train.eval_every == 0 and (self.is_watched or not is_last):
             name = setup.task.headline
-            metrics = evaluate_model(
-                setup.model,
-                state.params,
-                state.model_state,
-                {name: setup.slices[name]},
-                setup.config.eval.cutoffs,
-            )
+            metrics = setup.evaluate(state, {name: setup.slices[name]})
             self.progress.say(self.record(epoch, metrics))
             score = statistics.flatten(metrics)[headline(setup.config)]
             if self.is_watched:
@@ -300,13 +296,21 @@ def _stop_on_signals() -> Iterator[_StopRequest]:
 def _write_divergence(setup: Setup, seed: int, error: DivergedError) -> str:
     """Writes the examples at fault into the workdir; returns what to say of them."""
     path = setup.workdir / workdir.DIVERGED.replace("*", str(seed))
-    ids = {name: values.tolist() for name, values in error.examples.items()}
+    original = tasks.original_ids(setup.config) or {}
+
+    def ids_of(examples: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            name: (named(values, original[name]) if name in original else values).tolist()
+            for name, values in examples.items()
+        }
+
+    ids = ids_of(error.examples)
     contents = {
         "error": str(error),
         "seed": seed,
         "step": error.step,
         "batch": ids,
-        "batch_before": {name: values.tolist() for name, values in error.before.items()},
+        "batch_before": ids_of(error.before),
         "config": plain(setup.config),
     }
     write_atomic(path, (json.dumps(contents) + "\n").encode())

@@ -8,7 +8,7 @@ import pandas as pd
 from ml_collections import config_dict
 
 from experiments.method import ConfigError
-from experiments.task import Task, content_findings, reading_hosts
+from experiments.task import Task, content_findings, data_options
 from jaxcold.data.pairs.dataset import SETS as SPLIT_NAMES
 from jaxcold.data.sequences import evaluation
 from jaxcold.data.sequences.dataset import SequenceDataset
@@ -35,10 +35,9 @@ TABLES = {
 
 
 def _load(config: config_dict.ConfigDict) -> SequenceDataset:
-    options = config.data.to_dict()
-    del options["kind"]
+    options = data_options(config)
     run = options.pop("item_content")
-    dataset = load_sequences(**options, hosts=reading_hosts())
+    dataset = load_sequences(**options)
     return dataset if run is None else _with_item_content(dataset, pathlib.Path(run))
 
 

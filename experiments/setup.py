@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 from rich.console import Console
 
+from experiments import memory
 from experiments import method as methods
 from experiments import task as tasks
 from experiments.method import Method
 from experiments.task import Task
 from jaxcold import parallel
+from jaxcold.eval.evaluation import evaluate_model
 from jaxcold.eval.metrics import Metrics
 from jaxcold.reporting.progress import Progress
-from jaxcold.train.step import Step, make_step
+from jaxcold.train.step import Step, TrainState, make_step
 from jaxcold.types import EvalSlice, Model
 
 BySlice = Mapping[str, Metrics]
@@ -37,6 +39,13 @@ class Setup(NamedTuple):
     def say(self, line: str) -> None:
         """Prints a line."""
         self.console.print(line, highlight=False, soft_wrap=True)
+
+    def evaluate(self, state: TrainState, slices: Mapping[str, EvalSlice]) -> BySlice:
+        """Metrics of a training's state on slices."""
+        chosen = self.config.eval
+        return evaluate_model(
+            self.model, state.params, state.model_state, slices, chosen.cutoffs, chosen.ties
+        )
 
     def progress(self, label: str, done: int = 0) -> Progress:
         """A progress bar of a training of which `done` steps are behind."""
@@ -72,6 +81,7 @@ def make_setup(
     devices = parallel.choose(config.parallel, shard_items=config.shard_items)
     model = method.build(config, dataset, devices)
     step = make_step(model)
+    memory.check(config, model, step)
     return Setup(config, method, task, workdir, checkpoints, dataset, slices, model, step, console)
 
 

@@ -11,6 +11,8 @@ from ml_collections import config_dict
 
 from jaxcold import parallel
 from jaxcold.data.content import describe_degenerate, distinct_rows
+from jaxcold.data.original_ids import read_ids
+from jaxcold.data.pairs.load import default_root
 from jaxcold.data.text_tables import Hosts
 from jaxcold.types import EvalSlice, Model
 
@@ -37,6 +39,21 @@ class Task(NamedTuple):
     # config, D, model, params, model_state, folder: saves the model of a method that does not say
     # itself how it is saved.
     save: Callable[..., None]
+
+
+def data_options(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """config.data as arguments of a loader; "published" is true of the shipped name alone."""
+    options = config.data.to_dict()
+    del options["kind"]
+    if options["name"] != config.get("about_dataset", options["name"]):
+        options["published"] = ""
+    return {**options, "hosts": reading_hosts()}
+
+
+def original_ids(config: config_dict.ConfigDict) -> dict[str, np.ndarray] | None:
+    """What `experiments.import_data` called the users and items, by number; None: the numbers."""
+    root = config.data.root
+    return read_ids(default_root(config.data.name) if root is None else pathlib.Path(root))
 
 
 def reading_hosts() -> Hosts:

@@ -79,12 +79,30 @@ class Representations(NamedTuple):
     item: np.ndarray  # f32[I, D]
 
 
+class CutTies(NamedTuple):
+    """The group of equal scores that the end of each list cuts, if it cuts one.
+
+    In a random order of its members, each is as likely as the others to be at each of the
+    places that begin after the `above` better ones.
+    """
+
+    above: np.ndarray  # i64[n]: candidates with a higher score than the last item of the list
+    members: np.ndarray  # i64[n]: candidates with its score, in the list or not; 0: none is cut off
+    positives: Csr  # n rows: the held-out items among them
+    # Cut-off -> f64[C], over the users whose group is cut there: expected lists that show the
+    # candidate, and the logarithm of the probability that none of them does.
+    exposure: Mapping[int, np.ndarray]
+    log_unseen: Mapping[int, np.ndarray]
+
+
 class TopK(NamedTuple):
     """Recommendations, best first; ties by ascending item id."""
 
     users: np.ndarray  # i32[n]
     items: np.ndarray  # i32[n, K]; -1 where fewer than K candidates remain
     scores: np.ndarray  # f32[n, K]; -inf there
+    # Set: metrics are expected values over random orders of equal scores. None: the lists as given.
+    ties: CutTies | None = None
 
 
 class ShardingSpec(NamedTuple):

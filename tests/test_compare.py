@@ -1,6 +1,7 @@
 """Finished runs side by side."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -106,3 +107,13 @@ def test_the_command_line(runs, tmp_path):
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: two or more finished runs")
     assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_runs_with_other_orders_of_ties_are_refused(runs, tmp_path):
+    other = shutil.copytree(runs / "softmax", tmp_path / "by_id")
+    results = json.loads((other / "results.json").read_text())
+    assert results["config"]["eval"]["ties"] == "expected"
+    results["config"]["eval"]["ties"] = "id"
+    (other / "results.json").write_text(json.dumps(results))
+    with pytest.raises(base.ConfigError, match=r"run them with one eval\.ties"):
+        compare.compare([runs / "softmax", other])

@@ -1,5 +1,6 @@
 """The entry point against the user's mistakes and impatience: one line, the right exit code."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,10 +9,10 @@ import sys
 import pytest
 from test_main import ROOT, entry, small
 
-from experiments import clothing, main, runner
+from experiments import clothing, finished, main, movielens, runner
 from experiments import config as base
 from experiments import workdir as workdirs
-from experiments.bench.toy import write_mmrec
+from experiments.bench.toy import write_log, write_mmrec
 from jaxcold.reporting.progress import Progress
 
 BROKEN = {
@@ -61,6 +62,7 @@ def test_missing_data_of_another_name_do_not_print_the_header_of_the_file(tmp_pa
     assert code == 2
     assert "mine.inter" in error
     assert "Paper" not in error
+    assert "published" not in error
     assert len(error.strip().splitlines()) == 1
 
 
@@ -72,6 +74,50 @@ def config(tmp_path):
         config.train.batch_size = 16
         config.eval.figure = False
     return base.resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("train.batch_size", 10**7), ("model.hidden", 10**9), ("model.out", 10**9)],
+)
+def test_what_does_not_fit_into_memory_is_refused_with_its_size(
+    field, value, config, tmp_path, monkeypatch, capsys
+):
+    """From the shapes alone: nothing of that size is compiled or made."""
+    with config.unlocked():
+        config.update_from_flattened_dict({field: value})
+    assert in_process(monkeypatch, config, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert f"config.{field}={value}: a training needs at least " in error
+    assert " GB; lower config." in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_negatives_that_do_not_fit_into_memory_are_refused(tmp_path):
+    write_log(tmp_path / "data")
+    config = movielens.get_config("sasrec_frozen")
+    with config.unlocked():
+        config.data.root = str(tmp_path / "data")
+        config.model.update(max_length=6, dim=4, loss="sampled", negatives=10**9)
+    with pytest.raises(base.ConfigError, match=r"config\.model\.negatives=1000000000: .* GB"):
+        runner.run(base.resolve(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"metrics": []}', "{", ""])
+def test_damaged_results_are_named(content, config, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(base.plain(config)))
+    (run / "results.json").write_text(content)
+    assert in_process(monkeypatch, config, run) == 2
+    error = capsys.readouterr().err
+    assert str(run / "results.json") in error
+    assert "delete it, and the same command evaluates again" in error
+    assert len(error.strip().splitlines()) == 1
+    with pytest.raises(base.ConfigError, match="not a finished run"):
+        finished.read([run])
 
 
 def send_after(monkeypatch, steps, *numbers):

@@ -258,6 +258,7 @@ def test_a_mistyped_flag_is_named_with_the_right_one(arguments, message, tmp_pat
         (["--config.seeds=()"], "config.seeds: one or more"),
         (["--config.seeds=(0,x)"], "config.seeds: one or more whole numbers from 0"),
         (["--config.eval.cutoffs=(0,)"], "config.eval.cutoffs"),
+        (["--config.eval.ties=random"], "config.eval.ties: expected or id, not 'random'"),
         (["stray"], "argument 'stray'"),
     ],
 )

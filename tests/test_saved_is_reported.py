@@ -72,7 +72,7 @@ def test_of_pairs(name, data, tmp_path):
             if name == "content_knn"
             else history_means(eval_slice.histories, served.item)
         )
-        lists = top_k(Representations(users, served.item), eval_slice, 5)
+        lists = top_k(Representations(users, served.item), eval_slice, 5, tie_cutoffs=(5,))
         assert_reported(evaluate(lists, eval_slice, (5,)), results, where)
     if "offline" in name:
         rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -113,7 +113,7 @@ def lists_of(served, eval_slice, dataset):
 def test_of_sequences(model, data, tmp_path):
     config = sequential_config(data / "sequences", model, patience=1)
     with config.unlocked():
-        config.eval.figure = False
+        config.eval.update(figure=False, ties="id")  # as `recommend` orders them
     results = runner.run(config, tmp_path)
     served = jaxcold.load(tmp_path / "models" / "seed_0")
     task = tasks.of(config)

@@ -1,7 +1,7 @@
 """A model's metrics on evaluation slices."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ def evaluate_model(
     model_state: Any,
     slices: Mapping[str, EvalSlice],
     cutoffs: Sequence[int],
+    ties: Literal["expected", "id"] = "expected",
 ) -> dict[str, Metrics]:
     """Metrics of every slice, by its name.
 
@@ -28,7 +29,15 @@ def evaluate_model(
         model_state: of the model.
         slices: by name.
         cutoffs: list lengths to report.
+        ties: of candidates with equal scores, such as items of equal content. "expected": the
+            metrics are expected values over their random orders. "id": they are ranked by ascending
+            item id, which favours the popular ones wherever ids were given in order of appearance.
+
+    Raises:
+        ValueError: for another value of `ties`.
     """
+    if ties not in ("expected", "id"):
+        raise ValueError(f"ties is 'expected' or 'id', not {ties!r}")
     items = model.encode_items(params, model_state)
     encoded: list[tuple[Csr, np.ndarray]] = []
     result = {}
@@ -39,6 +48,12 @@ def evaluate_model(
         if not known:
             encoded.append((histories, users))
         devices = model.devices or parallel.ONE
-        lists = top_k(Representations(users, items), eval_slice, max(cutoffs), devices=devices)
+        lists = top_k(
+            Representations(users, items),
+            eval_slice,
+            max(cutoffs),
+            tie_cutoffs=cutoffs if ties == "expected" else (),
+            devices=devices,
+        )
         result[name] = evaluate(lists, eval_slice, cutoffs)
     return result

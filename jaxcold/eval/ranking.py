@@ -3,9 +3,13 @@
 Users are scored in blocks, so memory does not grow with their number. Equal scores are ordered by
 ascending item id on every backend. Scores that differ only by rounding are not equal: two backends
 whose matrix products round differently may order such a pair differently.
+
+For metrics that average over the orders of equal scores, `jaxcold.eval.ties` adds what a list of
+length K does not show: the rest of the group that its end cuts.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -13,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcold import parallel
+from jaxcold.eval.ties import BlockCounts, TieCounts, count_ties, count_ties_on_host, first_twins
 from jaxcold.types import Csr, EvalSlice, Representations, TopK
 
 # Scores in a block. On the host 4 MB of float32 stay in a core's cache between the passes over
@@ -27,6 +32,7 @@ def top_k(
     eval_slice: EvalSlice,
     k: int,
     *,
+    tie_cutoffs: Sequence[int] = (),
     block_users: int | None = None,
     method: Literal["auto", "host", "device"] = "auto",
     devices: parallel.Devices = parallel.ONE,
@@ -37,6 +43,8 @@ def top_k(
         representations: user f32[U, D] and item f32[I, D] vectors.
         eval_slice: which users, which candidate items, and the items hidden from each user.
         k: length of the lists; at most the number of candidates is used.
+        tie_cutoffs: of metrics that are expected over random orders of equal scores; the lists
+            then have `ties`, and items with equal vectors get equal scores to the last bit.
         block_users: users scored at once; unset, chosen from the number of candidates.
         method: where the best k of the scores are selected: "device" is ``lax.top_k``, "host"
             NumPy. "auto" takes the host where JAX has only the CPU: there ``lax.top_k`` takes
@@ -66,8 +74,14 @@ def top_k(
         budget = _HOST_BLOCK if method == "host" else _DEVICE_BLOCK
         block_users = max(budget // max(len(item), 1), _MIN_USERS)
     hidden = _columns(eval_slice.exclude, eval_slice.candidates)
-    columns, scores = _blocks(user, item, hidden, min(k, len(item)), block_users, method, devices)
-    return _as_lists(eval_slice, columns, scores)
+    counts = None
+    if tie_cutoffs:
+        held = _columns(eval_slice.positives, eval_slice.candidates)
+        counts = TieCounts(held, ~_without_list(eval_slice), len(item), tie_cutoffs)
+    k = min(k, len(item))
+    columns, scores = _blocks(user, item, hidden, k, block_users, method, devices, counts)
+    lists = _as_lists(eval_slice, columns, scores)
+    return lists if counts is None else lists._replace(ties=counts.result(eval_slice.candidates))
 
 
 def random_top_k(eval_slice: EvalSlice, k: int, seed: int) -> TopK:
@@ -121,6 +135,14 @@ def rank_scores(scores: np.ndarray, exclude: Csr | None, k: int) -> tuple[np.nda
     Raises:
         ValueError: if a score that may be recommended is NaN or +inf, or if k is out of range.
     """
+    columns, best, _ = _rank(scores, exclude, k)
+    return columns, best
+
+
+def _rank(
+    scores: np.ndarray, exclude: Csr | None, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`rank_scores`, and i64[n] entries beyond the list that tie with its last one."""
     n, width = scores.shape
     if not min(1, width) <= k <= width:
         raise ValueError(f"k must lie between 1 and the {width} columns, got {k}")
@@ -128,8 +150,9 @@ def rank_scores(scores: np.ndarray, exclude: Csr | None, k: int) -> tuple[np.nda
         scores[exclude.row_of_entry, exclude.indices] = -np.inf
     columns = np.full((n, k), -1, np.int32)
     best = np.full((n, k), -np.inf, np.float32)
+    beyond = np.zeros(n, np.int64)
     if not columns.size:
-        return columns, best
+        return columns, best, beyond
 
     groups = min(width, max(256, 8 * k))
     maxima = scores[:, :groups].copy()
@@ -147,7 +170,7 @@ def rank_scores(scores: np.ndarray, exclude: Csr | None, k: int) -> tuple[np.nda
     counts = np.bincount(flat // width, minlength=n)
     crowded = np.flatnonzero(counts > 4 * k)
     if len(crowded):  # many ties: keep exactly k, so that a constant row costs no full sort
-        chosen[crowded] = _exactly_k(scores[crowded], k)
+        chosen[crowded], beyond[crowded] = _exactly_k(scores[crowded], k)
         counts[crowded] = k
         flat = np.flatnonzero(chosen)
     row, column = np.divmod(flat, width)
@@ -156,19 +179,25 @@ def rank_scores(scores: np.ndarray, exclude: Csr | None, k: int) -> tuple[np.nda
     order = np.lexsort((-value, row))
     rank = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     keep = rank < k
+    row_left, value_left = row[~keep], value[order[~keep]]
     order, row, rank = order[keep], row[keep], rank[keep]
     columns[row, rank] = column[order]
     best[row, rank] = value[order]
-    return columns, best
+    beyond += np.bincount(row_left[value_left == best[row_left, k - 1]], minlength=n)
+    return columns, best, beyond
 
 
-def _exactly_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """bool[n, C]: the k best entries of each row, ties at the k-th score by ascending column."""
+def _exactly_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """bool[n, C]: the k best entries of each row, ties at the k-th score by ascending column.
+
+    The second result is i64[n], how many of these ties are not among the k.
+    """
     last = np.partition(scores, scores.shape[1] - k, axis=1)[:, -k, None]
     above = scores > last
     tied = scores == last
     free = k - np.count_nonzero(above, axis=1, keepdims=True)
-    return above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= free))
+    order = np.cumsum(tied, axis=1, dtype=np.int32)
+    return above | (tied & (order <= free)), order[:, -1] - free[:, 0]
 
 
 def _blocks(
@@ -179,6 +208,7 @@ def _blocks(
     block: int,
     method: str,
     devices: parallel.Devices,
+    ties: TieCounts | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best columns and scores of all users; blocks are padded to one shape and compiled once."""
     n = len(user)
@@ -188,89 +218,150 @@ def _blocks(
         return columns, best
     block = min(block, n)
     blocks = [slice(start, min(start + block, n)) for start in range(0, n, block)]
-    longest = max(int(hidden.indptr[rows.stop] - hidden.indptr[rows.start]) for rows in blocks)
+    hidden_entries = _entries(hidden, blocks, block)
     padding = -len(item) % devices.n
     item_rows = np.pad(item, ((0, padding), (0, 0))) if padding else item
-    placed = devices.put(item_rows, sharded=True)
+    twins = None if ties is None else first_twins(item_rows, devices.n)
+    placed = devices.put((item_rows, twins), sharded=True)
+    cutoffs = () if ties is None else ties.cutoffs
+    held_entries = None
+    if ties is not None and method == "device":
+        held_entries = _entries(ties.held, blocks, block)
     pending: list[tuple] = []
 
     def finish_oldest() -> None:
-        rows, result = pending.pop(0)
+        rows, result, counts = pending.pop(0)
         size = rows.stop - rows.start
         if method == "device":
-            scores, chosen = jax.device_get(result)
+            (scores, chosen), counts = jax.device_get((result, counts))
             columns[rows] = np.where(scores[:size] == -np.inf, -1, chosen[:size])
             best[rows] = scores[:size]
         else:
-            columns[rows], best[rows] = rank_scores(np.asarray(result)[:size], None, k)
+            scores = np.asarray(result)[:size]
+            columns[rows], best[rows], beyond = _rank(scores, None, k)
+            if ties is not None:
+                counts = count_ties_on_host(ties, rows, scores, best[rows], beyond)
+        if ties is not None and counts is not None:
+            ties.add(rows, counts)
 
     for rows in blocks:
         size = rows.stop - rows.start
-        excluded = _rows(hidden, rows)
         vectors = np.zeros((block, user.shape[1]), np.float32)
         vectors[:size] = user[rows]
-        # Padding points past the last row, where a scatter with mode "drop" writes nothing.
-        entries = np.full((2, longest), block, np.int32)
-        entries[0, : len(excluded.indices)] = excluded.row_of_entry
-        entries[1, : len(excluded.indices)] = excluded.indices
+        hides = hidden_entries(rows)
+        tied = None
+        if ties is not None and held_entries is not None:
+            tied = np.pad(ties.has_list[rows], (0, block - size)), held_entries(rows)
         if devices.mesh is not None:
-            pending.append((rows, _best(devices, k, len(item), vectors, placed, entries)))
+            best_of_shards = _best(devices, k, len(item), cutoffs, vectors, placed, hides, tied)
+            pending.append((rows, *best_of_shards))
         else:
-            scores = _score(vectors, placed, entries)
-            pending.append((rows, _select(scores, k) if method == "device" else scores))
+            scores = _score(vectors, *placed, hides)
+            if method == "device":
+                pending.append((rows, *_select(k, cutoffs, scores, tied)))
+            else:
+                pending.append((rows, scores, None))
         if len(pending) > 1:  # the next block is scored while this one is selected from
             finish_oldest()
     finish_oldest()
     return columns, best
 
 
+def _entries(csr: Csr, blocks: Sequence[slice], block: int) -> Callable[[slice], np.ndarray]:
+    """From the rows of a block to its entries, i32[2, n] (row, column), n the same for all blocks.
+
+    Padding points past the last row, where a scatter with mode "drop" writes nothing.
+    """
+    longest = max(int(csr.indptr[rows.stop] - csr.indptr[rows.start]) for rows in blocks)
+
+    def entries(rows: slice) -> np.ndarray:
+        part = _rows(csr, rows)
+        result = np.full((2, longest), block, np.int32)
+        result[0, : len(part.indices)] = part.row_of_entry
+        result[1, : len(part.indices)] = part.indices
+        return result
+
+    return entries
+
+
 @jax.jit
-def _score(user: jax.Array, item: jax.Array, hidden: jax.Array) -> jax.Array:
-    """Scores [b, C], -inf where hidden [2, n] (row, column)."""
+def _score(
+    user: jax.Array, item: jax.Array, twins: jax.Array | None, hidden: jax.Array
+) -> jax.Array:
+    """Scores [b, C], -inf where hidden [2, n] (row, column); see `first_twins`."""
     # Accelerators multiply float32 in fewer bits unless told otherwise.
     scores = jnp.matmul(user, item.T, precision=jax.lax.Precision.HIGHEST)
     scores = jnp.where(scores == 0, 0.0, scores)  # -0 and +0 are a tie, not an order
+    if twins is not None:
+        scores = scores.at[:, twins].get(mode="promise_in_bounds")
     return scores.at[hidden[0], hidden[1]].set(-jnp.inf, mode="drop")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+_Selected = tuple[tuple[jax.Array, jax.Array], BlockCounts | None]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _best(
     devices: parallel.Devices,
     k: int,
     count: int,
+    cutoffs: tuple[int, ...],
     user: jax.Array,
-    item: jax.Array,
+    items: tuple[jax.Array, jax.Array | None],
     hidden: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    tied: tuple[jax.Array, jax.Array] | None,
+) -> _Selected:
     """As `_score` and `_select`, of `count` candidates that are sharded over devices."""
     axis = devices.axis
 
-    def body(user: jax.Array, item: jax.Array, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        own = len(item)
+    def body(user: jax.Array, items: tuple, hidden: jax.Array, tied: tuple | None) -> _Selected:
+        own = len(items[0])
         column = parallel.index(axis) * own + jnp.arange(own)
-        scores = _score(user, item, hidden.at[1].set(parallel.local_index(hidden[1], own, axis)))
+        scores = _score(user, *items, _local(hidden, own, axis))
         scores = jnp.where((column < count)[None, :], scores, -jnp.inf)
         best, at = jax.lax.top_k(scores, min(k, own))
         # Shards are in the order of the columns, and ties go to the first: to the lowest column.
         every, columns = (parallel.gather(x.T, axis).T for x in (best, column[at]))
         best, at = jax.lax.top_k(every, k)
-        return best, jnp.take_along_axis(columns, at, 1)
+        lists = best, jnp.take_along_axis(columns, at, 1)
+        if tied is None:
+            return lists, None
+        has_list, held = tied
+        held = _local(held, own, axis)
+        return lists, count_ties(cutoffs, axis, scores, best, has_list, held)
 
-    return parallel.run_on_devices(devices, body, (user, item, hidden), (False, True, False), False)
+    return parallel.run_on_devices(
+        devices, body, (user, items, hidden, tied), (False, True, False, False), False
+    )
 
 
-# Equal scores go to the lower column, as the documentation of lax.top_k promises.
-_select = jax.jit(jax.lax.top_k, static_argnums=1)
+def _local(entries: jax.Array, own: int, axis: str | None) -> jax.Array:
+    """Entries (row, column) with columns of this device's shard; those of others are dropped."""
+    return entries.at[1].set(parallel.local_index(entries[1], own, axis))
 
 
-def _columns(exclude: Csr, candidates: np.ndarray) -> Csr:
-    """The excluded items as positions among the ascending candidates, without other items."""
-    position = np.searchsorted(candidates, exclude.indices)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _select(
+    k: int,
+    cutoffs: tuple[int, ...],
+    scores: jax.Array,
+    tied: tuple[jax.Array, jax.Array] | None,
+) -> _Selected:
+    """The k best of each row; with `tied`, what `count_ties` says too."""
+    # Equal scores go to the lower column, as the documentation of lax.top_k promises.
+    best, columns = jax.lax.top_k(scores, k)
+    counts = None if tied is None else count_ties(cutoffs, None, scores, best, *tied)
+    return (best, columns), counts
+
+
+def _columns(items: Csr, candidates: np.ndarray) -> Csr:
+    """Rows of items as positions among the ascending candidates, without other items."""
+    position = np.searchsorted(candidates, items.indices)
     position[position == len(candidates)] = 0
     known = np.zeros(len(position), bool)
     if len(candidates):
-        known = candidates[position] == exclude.indices
-    return Csr.from_pairs(exclude.row_of_entry[known], position[known], exclude.rows)
+        known = candidates[position] == items.indices
+    return Csr.from_pairs(items.row_of_entry[known], position[known], items.rows)
 
 
 def _rows(csr: Csr, rows: slice) -> Csr:
@@ -284,10 +375,16 @@ def _as_lists(eval_slice: EvalSlice, columns: np.ndarray, scores: np.ndarray) ->
     items = np.full(columns.shape, -1, np.int32)
     if columns.size:
         items = np.where(columns < 0, -1, eval_slice.candidates[columns]).astype(np.int32)
-    if not eval_slice.list_without_history:
-        empty = eval_slice.histories.counts[eval_slice.users] == 0
-        items[empty], scores[empty] = -1, -np.inf
+    empty = _without_list(eval_slice)
+    items[empty], scores[empty] = -1, -np.inf
     return TopK(np.asarray(eval_slice.users, np.int32), items, scores)
+
+
+def _without_list(eval_slice: EvalSlice) -> np.ndarray:
+    """bool[n]: the users who get an empty list."""
+    if eval_slice.list_without_history:
+        return np.zeros(len(eval_slice.users), bool)
+    return eval_slice.histories.counts[eval_slice.users] == 0
 
 
 def _check(representations: Representations | None, eval_slice: EvalSlice, k: int) -> None:
