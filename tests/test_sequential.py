@@ -11,8 +11,8 @@ import jaxcold
 from jaxcold.data.sequences import evaluation
 from jaxcold.data.sequences.dataset import EvalSequences, SequenceDataset
 from jaxcold.estimators import artifact
-from jaxcold.estimators import training as estimator
 from jaxcold.estimators import sasrec as sequential
+from jaxcold.estimators import training as estimator
 from jaxcold.estimators.sasrec import SASRec
 from jaxcold.models import sasrec, sequence_encoder
 from jaxcold.types import Csr, DataError

@@ -93,7 +93,8 @@ def lookup_rows(
     rows = known.get_indexer(index)
     if (rows < 0).any():
         remedy = "add them with add_items, or leave them out" if what == "item" else "leave it out"
-        raise DataError(f"{place}: {format_ids(what, index[rows < 0])} unknown; {remedy}")
+        absent = format_ids(what, index[rows < 0].unique())
+        raise DataError(f"{place}: {absent} unknown; {remedy}")
     return rows.astype(np.int32)
 
 

@@ -19,7 +19,7 @@ from jaxcold.estimators.features import Content, Modes
 from jaxcold.estimators.frames import to_distinct_index
 from jaxcold.estimators.lists import CONTENT_KNN
 from jaxcold.estimators.logs import SequenceLog, group
-from jaxcold.estimators.training import Validation, train
+from jaxcold.estimators.training import Validation, sizes_for, train
 from jaxcold.models import content_knn, sasrec
 from jaxcold.models.layers import named_shapes
 from jaxcold.models.sequence_encoder import (
@@ -232,6 +232,7 @@ class SASRec(Recommender):
                 "ndcg@10",
                 patience,
                 {} if dataset.content is None else {CONTENT_KNN: content_knn.build(unit(dataset))},
+                every=-(-20 // model.steps_per_epoch),
             )
         trained = train(
             "SASRec",
@@ -391,8 +392,8 @@ class SASRec(Recommender):
 
 
 def default_sizes(users: int) -> tuple[int, int]:
-    """Batch size and epochs for so many training users."""
-    return 128, 100
+    """Batch size and epochs for so many training users: at least about 1,500 steps."""
+    return sizes_for(users, batch=(users / 16, 16, 128), epochs=(100, 400))
 
 
 def unit(dataset: SequenceDataset) -> SequenceDataset:

@@ -15,7 +15,7 @@ from jaxcold.estimators.features import Content, Modes
 from jaxcold.estimators.frames import to_distinct_index
 from jaxcold.estimators.lists import CONTENT_KNN
 from jaxcold.estimators.logs import PairLog, group
-from jaxcold.estimators.training import Validation, train
+from jaxcold.estimators.training import Validation, sizes_for, train
 from jaxcold.models import content_knn, encoders, semco
 from jaxcold.types import Model
 
@@ -287,8 +287,8 @@ class SEMCo(Recommender):
 
 
 def default_sizes(clicks: int) -> tuple[int, int]:
-    """Batch size and epochs for a log of so many clicks."""
-    return 2048, 15
+    """Batch size and epochs for a log of so many clicks: at least about 1,500 steps."""
+    return sizes_for(clicks, batch=(clicks / 64, 64, 2048), epochs=(15, 200))
 
 
 def _default_tau(alpha: float, gradient: str) -> float:

@@ -16,6 +16,8 @@ from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import EvalSlice, Model
 
+_STEPS = 1500
+
 
 class Validation(NamedTuple):
     """What a fit holds out, and how it chooses with it."""
@@ -32,6 +34,21 @@ class Validation(NamedTuple):
         slices = {"val": self.eval_slice}
         metrics = evaluate_model(model, params, model_state, slices, [cutoff])["val"]
         return metrics.mean()[self.metric]
+
+
+def sizes_for(
+    examples: int, *, batch: tuple[float, int, int], epochs: tuple[int, int]
+) -> tuple[int, int]:
+    """Batch size and epochs that give a log of any size `_STEPS` steps or more.
+
+    Args:
+        examples: of an epoch.
+        batch: the size that is wanted, rounded to a power of two, the least and the most.
+        epochs: the least and the most.
+    """
+    size = 2 ** int(np.clip(np.round(np.log2(max(batch[0], 1))), *np.log2(batch[1:])))
+    steps = -(-examples // size)
+    return size, int(np.clip(-(-_STEPS // steps), *epochs))
 
 
 class Trained(NamedTuple):
