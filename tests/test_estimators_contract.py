@@ -222,6 +222,40 @@ def test_sparse_matrices_as_content(kind, models):
         fit(kind, text=sparse.csr_matrix((2 * 10**6, 10**4)), items=range(2 * 10**6))
 
 
+@pytest.mark.parametrize("kind", ["semco", "sasrec"])
+def test_training_goes_on_from_a_fitted_model(kind, models, tmp_path):
+    model = models[kind]
+    model.save(tmp_path / kind)
+    new = pd.DataFrame({"user": ["u0", "new", "new"], "item": [10, 10, 3], "time": [9, 1, 2]})
+    text = pd.concat([TEXT, TEXT[:1].set_axis([10])])
+    for source in (model, jaxcold.load(tmp_path / kind)):
+        # A rate that moves nothing: the old vectors, and the new item where its content is.
+        still = source.partial_fit(new, text, learning_rate=1e-12, progress=False)
+        at = still.items.get_indexer(model.items)
+        tolerance = 0.4 if kind == "semco" else 1e-4  # statistics of the catalogue change
+        np.testing.assert_allclose(still.item[at], model.item, atol=tolerance)
+    assert history(still, "u0")[-1] == 10
+    assert {*history(still, "new")} == {3, 10}
+    assert still.cold_items.tolist() == [8, 9]
+    moved = model.partial_fit(new, text, epochs=2, learning_rate=0.1, progress=False)
+    assert np.abs(moved.item[at] - still.item[at]).max() > 0.01
+    moved.save(tmp_path / "moved")
+    loaded = jaxcold.load(tmp_path / "moved")
+    pd.testing.assert_frame_equal(loaded.recommend(["new"]), moved.recommend(["new"]))
+    with pytest.raises(DataError, match="content: item 9 is absent; give the content of every"):
+        model.partial_fit(new, text.drop(9), progress=False)
+
+
+def test_ids_alone_train_on():
+    model = fit("sasrec", text=None)
+    new = pd.DataFrame({"user": ["new", "new"], "item": [77, 3], "time": [1, 2]})
+    still = model.partial_fit(new, None, learning_rate=1e-12, progress=False)
+    np.testing.assert_allclose(
+        still.item[still.items.get_indexer(model.items)], model.item, atol=1e-6
+    )
+    assert 77 in still.items
+
+
 def test_all_of_it_is_saved(models, tmp_path):
     for kind, model in models.items():
         model.add_clicks(LOG[:1].assign(user="new")).save(tmp_path / kind)

@@ -110,6 +110,13 @@ def check_options(
             check_number(name, value)
 
 
+def build_options(build: Callable, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options of a trained model that `build` takes; not its epochs and batches."""
+    names = inspect.signature(build).parameters
+    left = ("dataset", "devices", "epochs", "batch_size")
+    return {name: x for name, x in options.items() if name in names and name not in left}
+
+
 @contextlib.contextmanager
 def translate_messages() -> Iterator[None]:
     """Names the arguments of an estimator where a model's message names those of a config."""

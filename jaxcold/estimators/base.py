@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from jaxcold.data import content as vectors
-from jaxcold.estimators import frames, schema
+from jaxcold.data.pairs.dataset import ContentFeatures
+from jaxcold.estimators import features, frames, schema
 from jaxcold.estimators.features import Content, Modes
 from jaxcold.estimators.frames import format_ids, to_distinct_index, to_index
 from jaxcold.estimators.lists import CONTENT_KNN, Lists
@@ -129,6 +130,50 @@ class Recommender(Lists):
         return dataclasses.replace(
             self, users=users, histories=histories, weights=weights, warm=warm
         )
+
+    def _grow(
+        self, interactions: Any, content: Content | None, items: Iterable[Hashable] | None
+    ) -> tuple[Self, ContentFeatures | None]:
+        """With more clicks, and the content of all items in the order of `items`.
+
+        The vectors of items that are new are still zero.
+
+        Raises:
+            DataError: for an item without content, or whatever `add_clicks` refuses.
+            ValueError: if the model serves the vectors of a baseline.
+        """
+        if self.encoder is None:
+            raise ValueError(
+                f"the model serves the vectors of {self.served}, which training does not change; "
+                "fit a new one"
+            )
+        names = self._log_names()
+        if self.modes.widths:
+            ids, given, _ = features.to_features(content, items, self.modes, names["item"])
+        else:
+            log = frames.read_log(interactions, {"item": names["item"]})
+            ids, given = self.items.append(pd.Index(log["item"].unique())).unique(), None
+        absent = self.items[~self.items.isin(ids)]
+        if len(absent):
+            raise DataError(
+                f"content: {format_ids('item', absent)} absent; give the content of every item "
+                "that the model knows, or remove_items first"
+            )
+        new = ids[~ids.isin(self.items)]
+        zeros = np.zeros((len(new), self.item.shape[1]), np.float32)
+        grown = dataclasses.replace(
+            self,
+            items=to_distinct_index([*self.items, *new], "item"),
+            item=np.concatenate([self.item, zeros]),
+            warm=np.concatenate([self.warm, np.zeros(len(new), bool)]),
+        ).add_clicks(interactions)
+        if given is not None:
+            at = ids.get_indexer(grown.items)
+            given = ContentFeatures(
+                {mode: table[at] for mode, table in given.tables.items()},
+                {mode: there[at] for mode, there in given.present.items()},
+            )
+        return grown, given
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the recommender into a folder of its own; no pickle.

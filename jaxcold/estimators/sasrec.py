@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from jaxcold.data import content as vectors
 from jaxcold.data.pairs.dataset import ContentFeatures
@@ -21,7 +22,7 @@ from jaxcold.estimators.lists import CONTENT_KNN
 from jaxcold.estimators.logs import SequenceLog, group
 from jaxcold.estimators.training import Validation, sizes_for, train
 from jaxcold.models import content_knn, sasrec
-from jaxcold.models.layers import named_shapes
+from jaxcold.models.layers import fill_state, named_shapes
 from jaxcold.models.sequence_encoder import (
     encode_histories,
     encoder_arrays,
@@ -114,8 +115,8 @@ class SASRec(Recommender):
                 items, whole numbers or strings, and times, numbers or dates. Other columns are
                 ignored; those that look like ratings or weights are named in a warning.
             content: one table of features, see `jaxcold.SEMCo.fit`; no item may lack it. Items
-                that no training user took are cold: they can be recommended at once. None trains
-                on ids alone: ``item_table="random"``, which ignores content.
+                without clicks are cold: they can be recommended at once. None trains on ids alone:
+                ``item_table="random"``, which ignores content.
             items: ids of the rows of an array.
             item_table: "random", "content", "frozen" or "delta", see `jaxcold.models.sasrec`.
             max_delta_norm: how far "delta" may move an item from its content, whose norm is 1.
@@ -214,6 +215,7 @@ class SASRec(Recommender):
         seed: int,
         record: Mapping[str, Any],
         progress: bool,
+        before: "SASRec | None" = None,
     ) -> "SASRec":
         dataset = log.split(val_fraction, seed)
         default = default_sizes(dataset.train.rows)
@@ -225,13 +227,16 @@ class SASRec(Recommender):
         }
         with arguments.translate_messages():
             model = sasrec.build(dataset, **options)
-        validation = None
+        validation, baselines = None, {}
+        if dataset.content is not None:  # as content-KNN would serve it
+            rows = vectors.unit_rows(dataset.content)
+            baselines[CONTENT_KNN] = content_knn.build(dataclasses.replace(dataset, content=rows))
         if val_fraction != 0:
             validation = Validation(
                 evaluation.slices(dataset)["val/total"],
                 "ndcg@10",
                 patience,
-                {} if dataset.content is None else {CONTENT_KNN: content_knn.build(unit(dataset))},
+                baselines,
                 every=-(-20 // model.steps_per_epoch),
             )
         trained = train(
@@ -241,15 +246,15 @@ class SASRec(Recommender):
             progress=progress,
             remedy="a lower learning_rate",
             validation=validation,
+            start=None if before is None else functools.partial(before._continued, dataset),
         )
         options = {**options, "seed": seed, **trained.record, **record}
         fitted = cls.from_training(dataset, trained.params, options)
-        rows = log.rows
-        at = fitted.items.get_indexer(log.items)[rows["item"]]
-        kept = at >= 0
-        weights = rows["weight"].to_numpy(np.float32)[kept] if "weight" in rows else None
+        at = fitted.items.get_indexer(log.items)[log.rows["item"]]
+        taken, at = log.rows[at >= 0], at[at >= 0]  # a table of ids lacks some
+        weights = taken["weight"].to_numpy(np.float32) if "weight" in taken else None
         histories, weights = group(
-            rows["user"].to_numpy()[kept], at[kept], len(log.users), weights, ordered=True
+            taken["user"].to_numpy(), at, len(log.users), weights, ordered=True
         )
         warm = np.bincount(histories.indices, minlength=len(fitted.items)) > 0
         fitted = dataclasses.replace(
@@ -265,6 +270,80 @@ class SASRec(Recommender):
             return fitted
         assert dataset.content is not None
         return fitted.serve(trained.served, _as_features(dataset.content))
+
+    def partial_fit(
+        self,
+        interactions: Any,
+        content: Content | None,
+        *,
+        items: Iterable[Hashable] | None = None,
+        epochs: int = 1,
+        learning_rate: float | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> "SASRec":
+        """A recommender that trains on from this one's parameters, on old and new clicks.
+
+        Nothing is held out; the reduction of content and all options stay. Users and items may be
+        new.
+
+        Args:
+            interactions: new clicks, see `add_clicks`.
+            content: of every item that the model knows or shall know; None where it has none.
+            items: see `fit`.
+            epochs: passes over all users.
+            learning_rate: of Adam; unset, that of the fit.
+            seed: see `fit`.
+            progress: see `fit`.
+
+        Raises:
+            DataError, DivergedError: see `fit`.
+            ValueError: for an argument out of range, or a model that serves content-KNN.
+        """
+        arguments.check_integer("epochs", epochs, 1)
+        grown, given = self._grow(interactions, content, items)
+        taken = grown.histories
+        rows = pd.DataFrame({"user": taken.row_of_entry, "item": taken.indices})
+        rows["time"] = np.arange(len(rows))
+        if grown.weights is not None:
+            rows["weight"] = grown.weights
+        # Content is reduced as it was, and not anew.
+        reduced = None if given is None else _as_features(self._embed(given))
+        options = arguments.build_options(sasrec.build, self.options) | {"reduce": "never"}
+        if learning_rate is not None:
+            options["learning_rate"] = learning_rate
+        fitted = self._train(
+            SequenceLog(rows, grown.users, grown.items, reduced),
+            self.modes,
+            options,
+            dim=None,
+            epochs=epochs,
+            batch_size=self.options.get("batch_size"),
+            val_fraction=0,
+            patience=1,
+            seed=seed,
+            record={"log": self._log_names()},
+            progress=progress,
+            before=self,
+        )
+        encoder = dataclasses.replace(fitted.encoder, reduction=self.encoder.reduction)
+        options = {**fitted.options, "reduce": self.options["reduce"]}
+        return dataclasses.replace(fitted, encoder=encoder, options=options)
+
+    def _continued(self, dataset: SequenceDataset, fresh: Any) -> Any:
+        """Fresh parameters of a data set, with this model's where it has them."""
+        arrays = {**encoder_arrays(fresh["main"]), **self.encoder.arrays}
+        warm = dataset.item_ids[: dataset.num_warm]
+        at = self.items.get_indexer(pd.Index(warm))
+        known = (at >= 0) & self.warm[at]
+        rows = self.item[at[known]]
+        if "delta" in arrays:
+            assert dataset.content is not None
+            rows = rows - vectors.unit_rows(dataset.content[: dataset.num_warm][known])
+        for name in {"items", "delta"} & arrays.keys():
+            arrays[name] = arrays[name].copy()
+            arrays[name][1 : dataset.num_warm + 1][known] = rows
+        return {"main": fill_state(fresh["main"], arrays)}
 
     @classmethod
     def from_training(
@@ -394,12 +473,6 @@ class SASRec(Recommender):
 def default_sizes(users: int) -> tuple[int, int]:
     """Batch size and epochs for so many training users: at least about 1,500 steps."""
     return sizes_for(users, batch=(users / 16, 16, 128), epochs=(100, 400))
-
-
-def unit(dataset: SequenceDataset) -> SequenceDataset:
-    """A data set with the unit rows of its content, as content-KNN serves it."""
-    assert dataset.content is not None
-    return dataclasses.replace(dataset, content=vectors.unit_rows(dataset.content))
 
 
 def _as_features(table: np.ndarray) -> ContentFeatures:

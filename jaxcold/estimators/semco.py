@@ -1,7 +1,7 @@
 """SEMCo on data frames: fit, embed new items, recommend, save, load."""
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from jaxcold.estimators.lists import CONTENT_KNN
 from jaxcold.estimators.logs import PairLog, group
 from jaxcold.estimators.training import Validation, sizes_for, train
 from jaxcold.models import content_knn, encoders, semco
+from jaxcold.models.layers import fill_state, named_arrays
 from jaxcold.types import Model
 
 # Temperatures by gradient and alpha, for users with tens of items. Measured on citeulike-a, where
@@ -177,7 +178,7 @@ class SEMCo(Recommender):
         seed: int,
         record: Mapping[str, Any],
         progress: bool,
-        start: Any = None,
+        start: Callable[[Any], Any] | None = None,
     ) -> "SEMCo":
         dataset = log.split(given, val_fraction, seed)
         default = default_sizes(len(dataset.split.train.user))
@@ -252,6 +253,65 @@ class SEMCo(Recommender):
             ),
             options=arguments.to_json_values(options),
             encoder=encoders.trained(encoders.joined(params), served),
+        )
+
+    def partial_fit(
+        self,
+        interactions: Any,
+        content: Content,
+        *,
+        items: Iterable[Hashable] | None = None,
+        epochs: int = 1,
+        learning_rate: float | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> "SEMCo":
+        """A recommender that trains on from this one's parameters, on old and new clicks.
+
+        Nothing is held out; scales of features and all options stay. Users and items may be new.
+
+        Args:
+            interactions: new clicks, see `add_clicks`.
+            content: of every item that the model knows or shall know: all are embedded anew.
+            items: ids of the rows of arrays.
+            epochs: passes over all clicks.
+            learning_rate: of Adam; unset, that of the fit.
+            seed: of the order of the clicks.
+            progress: show a bar.
+
+        Raises:
+            DataError: naming the column, mode or id at fault.
+            ValueError: for an argument out of range, or a model that cannot be trained on: one
+                that is distilled or serves content-KNN.
+            DivergedError: if the loss is not finite.
+        """
+        arguments.check_integer("epochs", epochs, 1)
+        grown, given = self._grow(interactions, content, items)
+        assert given is not None
+        if "student/second/kernel" in self._encoder_arrays():
+            raise ValueError("a distilled model cannot be trained on; fit a new one")
+        rate = {} if learning_rate is None else {"learning_rate": learning_rate}
+        params = self.encoder.params
+        log = PairLog(
+            grown.histories.row_of_entry,
+            grown.histories.indices,
+            grown.weights,
+            grown.users,
+            grown.items,
+        )
+        return self._train(
+            log,
+            given,
+            self.modes,
+            arguments.build_options(semco.build, self.options) | rate,
+            epochs=epochs,
+            batch_size=self.options.get("batch_size"),
+            val_fraction=0,
+            patience=1,
+            seed=seed,
+            record={"log": self._log_names()},
+            progress=progress,
+            start=lambda fresh: {"main": fill_state(fresh["main"], named_arrays(params))},
         )
 
     def _embed(self, content: ContentFeatures) -> np.ndarray:

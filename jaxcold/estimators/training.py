@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -69,7 +69,7 @@ def train(
     progress: bool,
     remedy: str,
     validation: Validation | None = None,
-    start: Any = None,
+    start: Callable[[Any], Any] | None = None,
 ) -> Trained:
     """Trains a model, with a progress bar if wanted, and keeps its best epoch.
 
@@ -80,7 +80,7 @@ def train(
         progress: show a bar.
         remedy: what to try where the loss is not finite.
         validation: chooses the epoch, and between it and the baselines; None: the last epoch.
-        start: parameters to start from; None: fresh ones.
+        start: fresh parameters to those that training starts from; None: they are.
 
     Returns:
         Its history has the columns epoch, loss (the mean of the epoch), and with validation the
@@ -122,7 +122,8 @@ def train(
 
     state = init_state(model, seed)
     if start is not None:
-        state = state._replace(params=jax.tree.map(jax.numpy.array, start))
+        # A copy: the first step donates the state's buffers.
+        state = state._replace(params=jax.tree.map(jax.numpy.array, start(state.params)))
     with bar or contextlib.nullcontext():
         try:
             state = fit(
