@@ -132,11 +132,11 @@ def standardize(
             f"columns of {names} differ in scale by orders of magnitude and are standardised; "
             "standardize=False takes them as they are"
         )
-    findings = {
-        _place(mode): table[features.present[mode]]
-        for mode, table in features.tables.items()
-        if not isinstance(table, np.memmap)
-    }
+    findings = {}
+    for mode, table in features.tables.items():
+        there = features.present[mode]
+        if not isinstance(table, np.memmap):
+            findings[_place(mode)] = table if there.all() else table[there]
     lines += describe_degenerate(findings)
     if len(findings) == len(features.tables) and (count := len(warm)) > 1:
         distinct = distinct_rows(features.tables)
