@@ -267,7 +267,7 @@ def test_default_sizes_give_small_logs_enough_steps(clicks):
     steps = epochs * -(-clicks // batch_size)
     assert batch_size <= max(clicks, 64)
     assert steps >= 400
-    assert epochs == 15 or steps <= 2500  # large logs keep the epochs of the paper
+    assert epochs == 10 or steps <= 1100
 
 
 def test_what_cannot_be_held_out_is_named():

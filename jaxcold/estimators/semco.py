@@ -65,7 +65,7 @@ class SEMCo(Recommender):
         learning_rate: float = 1e-3,
         l2: float = 1e-4,
         val_fraction: float | None = None,
-        patience: int = 5,
+        patience: int = 3,
         seed: int = 0,
         user: str = "user",
         item: str = "item",
@@ -347,8 +347,8 @@ class SEMCo(Recommender):
 
 
 def default_sizes(clicks: int) -> tuple[int, int]:
-    """Batch size and epochs for a log of so many clicks: at least about 1,500 steps."""
-    return sizes_for(clicks, batch=(clicks / 64, 64, 2048), epochs=(15, 200))
+    """Batch size and epochs for a log of so many clicks: 1,000 steps or 10 epochs."""
+    return sizes_for(clicks, batch=(clicks / 64, 64, 2048), epochs=(10, 200))
 
 
 def _default_tau(alpha: float, gradient: str) -> float:
