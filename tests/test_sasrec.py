@@ -508,6 +508,32 @@ def test_sampled_softmax_of_many_draws_is_the_full_loss(x64):
     np.testing.assert_allclose(found, full, rtol=2e-2)
 
 
+@pytest.mark.parametrize("changes", [{}, {"loss": "sampled"}, {"loss": "gbce"}])
+def test_weights_belong_to_the_targets_and_multiply_their_losses(changes):
+    dataset = circle()
+    # An item's weight is its number from 1, so that tokens show whose weight they have.
+    weights = (dataset.train.indices + 1).astype(np.float32)
+    model = sasrec.build(replace(dataset, weights=weights), **options(dropout=0.0, **changes))
+    tokens = jax.tree.map(jnp.asarray, next(iter(model.batches(np.random.default_rng(0)))))
+    np.testing.assert_allclose(tokens.weight * weights.mean(), tokens.target, rtol=1e-5)
+    params, model_state = model.init(0)
+
+    def loss(weight):
+        total, (count, *_) = model.losses["main"](
+            params, model_state, model.constants, tokens._replace(weight=weight), jax.random.key(0)
+        )
+        return float(total), float(count)
+
+    ones = jnp.where(tokens.target > 0, 1.0, 0.0)
+    assert loss(ones)[1] == loss(None)[1]
+    np.testing.assert_allclose(loss(ones)[0], loss(None)[0], rtol=1e-5)
+    half = ones * (jnp.arange(len(ones)) % 2)
+    np.testing.assert_allclose(
+        np.add(loss(2 * half), loss(ones - half)), np.add(loss(half), loss(ones)), rtol=1e-5
+    )
+    assert 0 < loss(half)[0] < loss(ones)[0]
+
+
 def test_dropout_acts_in_training_only():
     dataset = circle()
     model = sasrec.build(dataset, **options(dropout=0.5))

@@ -4,7 +4,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from jaxcold.estimators import artifact, base
+from jaxcold.estimators import artifact, schema
 from jaxcold.types import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def load(folder: str | os.PathLike) -> "SEMCo | SASRec | Vectors":
     Raises:
         DataError: naming the file that is absent or damaged, and what to do.
     """
-    kind = base.model_kind(artifact.read(folder, ())[0])
+    kind = schema.model_kind(artifact.read(folder, ())[0])
     if not isinstance(kind, str) or kind not in _CLASSES:
         raise DataError(
             f"{folder}: holds a model of kind {kind!r:.40}; this version of jaxcold reads "
