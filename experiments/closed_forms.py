@@ -75,7 +75,7 @@ def baselines(config: config_dict.ConfigDict, dataset: Any) -> dict[str, Model]:
         return {}
     options = {
         "max_length": config.model.get("max_length"),
-        "padding_item": config.model.get("reference", False),
+        "padding_item": config.data.kind == "sequences" and config.model.get("reference", False),
     }
     result = {}
     if config.model.name != "whitened_knn":

@@ -17,7 +17,7 @@ SEARCH_LANDMARKS = 2048  # in whose features the exact model's l2 is chosen
 def fields() -> config_dict.ConfigDict:
     """config.model."""
     c = closed_forms.fields()
-    c.l2 = (0.3, 1.0, 3.0, 10.0, 30.0)  # added to the diagonal; validation chooses among several
+    c.l2 = (0.5, 1.0, 2.0, 4.0, 8.0)  # added to the diagonal; validation chooses among several
     # Items in whose features the kernel is approximated; unset: exact up to 30,000 warm items,
     # 4,096 landmarks beyond.
     c.landmarks = config_dict.placeholder(int)
@@ -71,6 +71,8 @@ METHOD = Method(
     fields=fields,
     build=build,
     tuned=closed_forms.tuned,
+    # The best of 1.5, 2 and 3 by exact cold validation (NDCG@20 .2446, .2453, .2452).
+    defaults=lambda dataset: {"l2": (2.0,)} if dataset == "citeulike-a" else {},
     save=save,
     seeds=(0,),
 )

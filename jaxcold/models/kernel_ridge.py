@@ -10,9 +10,10 @@ The Cholesky factor is held in square tiles of its lower half: ``2 n^2`` bytes (
 warm items, 1.8 GB for `EXACT_ITEMS`) beside ``4 n I`` bytes for the vectors of I items. It takes
 ``n^3 / 3`` multiplications, and a user ``2 n^2``.
 
-Landmarks: with L the Cholesky factor of the kernel among m warm items, z = ``L^(-1) k(landmarks, i)``
-has ``z_i . z_j`` close to k(i, j), and ridge regression on z takes m numbers per item. What z lacks
-of k(i, i), the same for all items on average, is added to l2. One decomposition serves all l2.
+Landmarks: with L the Cholesky factor of the kernel among m warm items, the rows
+``z = L^(-1) k(landmarks, i)`` have ``z_i . z_j`` close to k(i, j), and ridge regression on them
+takes m numbers per item. What they lack of k(i, i), the same for all items on average, is added to
+l2. One decomposition serves all l2.
 
 Source: Cho and Saul, Kernel Methods for Deep Learning, NIPS 2009, equation 6; Williams and Seeger,
 Using the Nystroem Method to Speed Up Kernel Machines, NIPS 2000.
