@@ -47,6 +47,11 @@ class Csr(NamedTuple):
         np.cumsum(np.bincount(row, minlength=rows), out=indptr[1:])
         return cls(indptr, np.asarray(value)[order].astype(np.int32, copy=False))
 
+    @classmethod
+    def empty(cls, rows: int) -> "Csr":
+        """Rows without entries."""
+        return cls(np.zeros(rows + 1, np.int64), np.zeros(0, np.int32))
+
     def take(self, rows: np.ndarray) -> "Csr":
         """The named rows, in that order."""
         start = self.indptr[rows]

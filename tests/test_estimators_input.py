@@ -16,8 +16,9 @@ LOG = pd.DataFrame(
 )
 TEXT = pd.DataFrame(RNG.normal(size=(10, 5)), columns=list("abcde"))
 SEMCO = {"epochs": 1, "batch_size": 16, "hidden": 4, "out": 3, "progress": False}
+SEMCO["val_fraction"] = 0
 SASREC = {"epochs": 1, "batch_size": 16, "blocks": 1, "dropout": 0.0, "max_length": 4}
-SASREC["progress"] = False
+SASREC |= {"progress": False, "val_fraction": 0}
 HISTORIES = {"ann": [0, 1], "bob": [2, 3]}
 
 

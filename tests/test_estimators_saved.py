@@ -25,7 +25,7 @@ KINDS = ["semco", "sasrec", "vectors"]
 
 @pytest.fixture(scope="module")
 def models():
-    sizes = {"epochs": 1, "batch_size": 16, "progress": False}
+    sizes = {"epochs": 1, "batch_size": 16, "val_fraction": 0, "progress": False}
     ids = pd.Index([1, 2, 3])
     rows = np.eye(3, dtype=np.float32)
     seen = Csr(np.array([0, 1, 1, 3]), np.array([2, 0, 1], np.int32))
@@ -145,7 +145,7 @@ def test_links_pipes_and_longer_files_are_refused_unread(saved, special):
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '{"format": 2}', "[]", "3", "null", '{"format": 2, "files": 3}', "\x00"],
+    ["[" * 100_000, '{"format": 3}', "[]", "3", "null", '{"format": 3, "files": 3}', "\x00"],
 )
 def test_a_model_json_of_anything_is_one_line(saved, text):
     folder = saved("vectors")
@@ -156,7 +156,7 @@ def test_a_model_json_of_anything_is_one_line(saved, text):
 def test_other_versions_and_a_huge_model_json(saved):
     folder = saved("vectors")
     edit_meta(folder, lambda meta: meta.update(format=1))
-    refuses(folder, "has format 1, this version of jaxcold reads 2")
+    refuses(folder, "has format 1, this version of jaxcold reads 3")
     os.truncate(folder / "model.json", 10**11)
     refuses(folder, "more than a model.json has")
 
@@ -167,8 +167,10 @@ def test_other_versions_and_a_huge_model_json(saved):
         ("semco", "modes", [{"name": "text", "width": 4, "columns": None}]),
         ("semco", "modes", 3),
         ("semco", "modes", [{"name": "text", "width": 5, "columns": ["a"]}]),
-        ("sasrec", "width", 6),
-        ("sasrec", "columns", ["a", "a", "b", "c", "d"]),
+        ("sasrec", "modes", [{"name": "", "width": 6, "columns": None}]),
+        ("sasrec", "modes", [{"name": "", "width": 5, "columns": ["a", "a", "b", "c", "d"]}]),
+        ("sasrec", "history", [{"epoch": "1"}]),
+        ("semco", "history", 3),
         ("sasrec", "options", {"dim": 5, "max_length": 4, "blocks": 10**9, "heads": 1}),
         ("sasrec", "options", {"dim": 5, "max_length": 10**9, "blocks": 1, "heads": 1}),
         ("sasrec", "options", 3),

@@ -48,7 +48,8 @@ def frames(name=str):
 
 def fit(log, content, **options):
     options = {"epochs": 30, "batch_size": 64, "learning_rate": 0.01, "hidden": 16, "out": 8} | {
-        **options
+        "val_fraction": 0,
+        **options,
     }
     return SEMCo.fit(log, content, progress=False, **options)
 
@@ -286,7 +287,7 @@ def fit_errors():
         "mixed ids": (log(user=[1] * 239 + ["x"]), "user ids are mixed-integer"),
         "no content": (log(item=[7, 8, 9, 10] * 60), "item 7, 8, 9 and 1 more are without content"),
         "other type": (log(item="1000"), r"item '1000' is without content \(content holds 1000"),
-        "not modes": (lambda a: a | {"content": a["content"]["text"]}, "dictionary of modes"),
+        "not modes": (lambda a: a | {"content": {}}, "dictionary of modes"),
         "text": (text(lambda x: x.assign(title="x")), "column 'title' holds"),
         "infinite": (
             text(lambda x: put(x, np.inf)),
@@ -379,7 +380,7 @@ def spoil(folder, kind):
         ("cut", "model.json: is damaged or not of jaxcold"),
         ("bit", r"arrays-\w+.safetensors: is damaged .* copy the whole folder"),
         ("no arrays", r"arrays-\w+.safetensors: cannot be read"),
-        ("version", "has format 99, this version of jaxcold reads 2; load it with jaxcold 0"),
+        ("version", "has format 99, this version of jaxcold reads 3; load it with jaxcold 0"),
         ("modes", "does not hold a whole recommender"),
     ],
 )

@@ -13,6 +13,9 @@ from jaxcold.types import Csr, DataError
 
 # Numbers read at once: few enough for the processor's cache while they become unit rows.
 _CHUNK = 1 << 20
+# Ratio of the sizes of columns from which the estimators standardise a table.
+SCALES = 30.0
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
@@ -86,11 +89,16 @@ def stacked_unit_rows(
     )
 
 
-def history_means(histories: Csr, item: np.ndarray) -> np.ndarray:
-    """f32[U, D]: unit mean of the item vectors f32[I, D] of each user; zero without a history."""
-    ones = np.ones(len(histories.indices), np.float32)
+def history_means(
+    histories: Csr, item: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """f32[U, D]: unit mean of the item vectors f32[I, D] of each user; zero without a history.
+
+    With weights f32[n], one per entry of the histories, it is the weighted mean.
+    """
+    values = np.ones(len(histories.indices), np.float32) if weights is None else weights
     matrix = scipy.sparse.csr_array(
-        (ones, histories.indices, histories.indptr), (histories.rows, len(item))
+        (values, histories.indices, histories.indptr), (histories.rows, len(item))
     )
     return unit_rows(matrix @ item)  # the sum has the mean's direction
 
@@ -160,6 +168,57 @@ def describe_degenerate(tables: Mapping[str, np.ndarray]) -> list[str]:
                 f"({names}, counted from 0); remove them"
             )
     return lines
+
+
+class Scaling(NamedTuple):
+    """Standardisation of columns: ``(x - mean) * factor``."""
+
+    mean: np.ndarray  # f64[F]
+    factor: np.ndarray  # f64[F]: 1 / standard deviation; 0 of a constant column
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """f32[n, F] from raw features [n, F]; NaN stays NaN."""
+        scaled = (np.asarray(rows, np.float64) - self.mean) * self.factor
+        return np.clip(scaled, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
+
+
+def fit_scaling(table: np.ndarray, rows: np.ndarray, *, always: bool) -> Scaling | None:
+    """The standardisation of a table by some of its rows, if its columns need one.
+
+    They need one where the largest column is more than `SCALES` times as large as a quarter of
+    the columns; the size of a column is the root mean square of its values other than 0. So
+    neither rare genres nor a few columns of rounding noise count as a difference of scale.
+
+    Args:
+        table: [I, F] features of any float type, possibly memory-mapped.
+        rows: int[n] that decide, all finite.
+        always: standardise whatever the sizes.
+    """
+    width = table.shape[1]
+    count, total, square, centred = np.zeros((4, width))
+    if not len(rows):
+        return None
+    origin = np.asarray(table[rows[0]], np.float64)  # against cancellation in the variance
+    step = max(1, _CHUNK // width)
+    for start in range(0, len(rows), step):
+        chunk = np.asarray(take(table, rows[start : start + step]), np.float64)
+        count += np.count_nonzero(chunk, axis=0)
+        square += np.einsum("nd,nd->d", chunk, chunk)
+        chunk -= origin
+        total += chunk.sum(axis=0)
+        centred += np.einsum("nd,nd->d", chunk, chunk)
+    size = np.sqrt(square[count > 0] / count[count > 0])
+    if not always and not (len(size) and size.max() > SCALES * _lower_quartile(size)):
+        return None
+    shift = total / len(rows)
+    deviation = np.sqrt(np.maximum(centred / len(rows) - shift**2, 0))
+    varies = deviation > 1e-7 * np.maximum(np.abs(origin), np.abs(origin + shift))
+    factor = np.divide(1, deviation, out=np.zeros(width), where=varies)
+    return Scaling(origin + shift, factor)
+
+
+def _lower_quartile(values: np.ndarray) -> float:
+    return float(np.quantile(values, 0.25, method="lower"))
 
 
 def _chunks(table: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -20,7 +20,7 @@ import jaxcold
 from jaxcold.files import sync_folder, write_atomic
 from jaxcold.types import DataError
 
-FORMAT = 2
+FORMAT = 3
 META = "model.json"
 
 _META_BYTES = 2**26  # more than any model.json that `write` writes

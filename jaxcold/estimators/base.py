@@ -1,288 +1,260 @@
-"""What the estimators share: arguments, training with a bar, ranking, saved models."""
+"""What every recommender on data frames does, whatever its method.
 
-import contextlib
-import difflib
-import inspect
-import json
-import math
-import operator
+A method subclasses `Recommender` and says how content becomes the vector of an item (`_embed`), how
+a history becomes that of a user (`_encode_users`; by default the mean of the items), and which
+arrays it is saved as (`_encoder_arrays`, `_expected_arrays`, `_read_encoder`).
+"""
+
+import dataclasses
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
-from jaxcold.estimators import artifact, frames
-from jaxcold.eval.ranking import top_k
-from jaxcold.reporting.progress import Progress
-from jaxcold.train.loop import DivergedError, fit
-from jaxcold.train.step import TrainState, init_state, make_step
-from jaxcold.types import Csr, DataError, EvalSlice, Model, Representations
-
-_LIST_BLOCK = 2**22  # entries that per-user candidates exclude at once
-_ARRAYS, _IDS = "arrays.safetensors", "ids.json"
+from jaxcold.data import content as vectors
+from jaxcold.estimators import frames, schema
+from jaxcold.estimators.features import Content, Modes
+from jaxcold.estimators.frames import format_ids, to_distinct_index, to_index
+from jaxcold.estimators.lists import CONTENT_KNN, Lists
+from jaxcold.estimators.logs import group
+from jaxcold.types import Csr, DataError
 
 
-def check_integer(name: str, value: Any, minimum: int | None = None) -> int:
-    """The value as an int.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Recommender(Lists):
+    """A catalogue that grows and shrinks, users that click on, and a folder to keep them in."""
 
-    Raises:
-        TypeError: if it is not a whole number.
-        ValueError: if it is below `minimum`.
-    """
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is a whole number, not {value!r}") from None
-    if minimum is not None and number < minimum:
-        raise ValueError(f"{name} is at least {minimum}, not {number}")
-    return number
+    def add_items(self, ids: Iterable[Hashable], content: Content) -> Self:
+        """A recommender that knows more items, cold ones; `self` stays as it is.
 
+        Args:
+            ids: of the new items.
+            content: every mode of the model: an array with a row per id, or a frame indexed by
+                these ids, in any order.
 
-def check_number(name: str, value: Any) -> None:
-    """Raises a TypeError or a ValueError unless the value is a finite number."""
-    is_number = isinstance(value, int | float | np.integer | np.floating)
-    if not is_number or isinstance(value, bool):
-        raise TypeError(f"{name} is a number, not {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is a finite number, not {value}")
-
-
-def check_learning_rate(value: Any) -> None:
-    """Raises unless the learning rate is a positive number."""
-    check_number("learning_rate", value)
-    if value <= 0:
-        raise ValueError(f"learning_rate is a positive number, not {value}")
-
-
-def check_options(
-    estimator: str, fit: Callable, build: Callable, options: Mapping[str, Any]
-) -> None:
-    """Checks the names of options, and their types against the defaults of `build`.
-
-    Raises:
-        TypeError: for a name that `build` lacks, with the closest one, or for a value of another
-            type.
-    """
-    known = inspect.signature(build).parameters
-    own = [name for name in inspect.signature(fit).parameters if name != "options"]
-    names = [name for name in known if name not in ("dataset", "devices", "reference")]
-    for name, value in options.items():
-        if name not in names and name != "reference":
-            close = difflib.get_close_matches(name, [*own, *names], n=1)
-            remedy = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
-            raise TypeError(f"{estimator}.fit has no argument {name!r}; {remedy}")
-        default = known[name].default
-        if isinstance(default, bool | str):
-            if not isinstance(value, type(default)):
-                kind = "True or False" if isinstance(default, bool) else "a string"
-                raise TypeError(f"{name} is {kind}, not {value!r}")
-        elif isinstance(default, int):
-            check_integer(name, value)
-        elif isinstance(default, float):
-            check_number(name, value)
-
-
-@contextlib.contextmanager
-def translate_messages() -> Iterator[None]:
-    """Names the arguments of an estimator where a model's message names those of a config."""
-    try:
-        yield
-    except ValueError as error:
-        message = str(error).replace("features stay on the host (data.mmap)", "stream=True works")
-        translated = re.sub(r"\b(?:model|train)\.([a-z_]\w*)", r"\1", message)
-        if translated == str(error):
-            raise
-        raise type(error)(translated) from None
-
-
-def to_json_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as JSON can hold them."""
-    return {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in options.items()
-    }
-
-
-def train(
-    title: str,
-    model: Model,
-    *,
-    seed: int,
-    progress: bool,
-    remedy: str,
-    on_epoch: Callable[[int, TrainState], bool] = lambda epoch, state: False,
-) -> TrainState:
-    """Trains a model from scratch, with a progress bar if wanted.
-
-    Raises:
-        DivergedError: if the loss is not finite, with what to try.
-    """
-    total = model.epochs * model.steps_per_epoch
-    bar = Progress(title, total=total, unit="steps") if progress else None
-    with bar or contextlib.nullcontext():
-        try:
-            return fit(
-                model,
-                make_step(model),
-                init_state(model, seed),
-                seed=seed,
-                on_step=lambda _, metrics: bar.advance(1, metrics["loss"]) if bar else None,
-                on_epoch=on_epoch,
-            )
-        except DivergedError as error:
-            raise DivergedError(f"{error}; try {remedy}") from None
-
-
-def recommend(
-    user: np.ndarray,
-    item: np.ndarray,
-    exclude: Csr,
-    candidates: np.ndarray | Csr,
-    k: int,
-    *,
-    users: pd.Index,
-    items: pd.Index,
-    block_users: int | None = None,
-) -> pd.DataFrame:
-    """The best k candidates of each user, as a frame.
-
-    Args:
-        user: f32[n, D].
-        item: f32[I, D].
-        exclude: n rows of items that are not recommended.
-        candidates: from `frames.to_candidates`.
-        k: length of a list, at least 1; memory follows the candidates where they are fewer.
-        users: [n] ids.
-        items: [I] ids.
-        block_users: users that are scored at once. If set, the last block is padded, so that a
-            list does not depend on who else is asked: the shape of a product decides how it is
-            rounded.
-    """
-    per_user = isinstance(candidates, Csr)
-    # Per-user lists are scored against the whole catalogue, for the same reason.
-    pool = np.arange(len(item), dtype=np.int32) if isinstance(candidates, Csr) else candidates
-    k = max(min(k, len(pool)), 1)
-    block = max(len(users), 1)
-    if per_user:
-        block = block_users or max(_LIST_BLOCK // max(len(pool), 1), 1)
-    parts = []
-    for start in range(0, max(len(users), 1), block):
-        rows = np.arange(start, min(start + block, len(users)))
-        hidden = exclude.take(rows)
-        if isinstance(candidates, Csr):
-            hidden = _exclude_others(hidden, candidates.take(rows), len(item))
-        padding = -len(rows) % block_users if block_users else 0
-        count = len(rows) + padding
-        vectors = np.concatenate([user[rows], np.zeros((padding, item.shape[1]), user.dtype)])
-        indptr = np.concatenate([hidden.indptr, np.full(padding, hidden.indptr[-1])])
-        nothing = Csr(np.zeros(count + 1, np.int64), np.zeros(0, np.int32))
-        eval_slice = EvalSlice(
-            users=np.arange(count, dtype=np.int32),
-            histories=nothing,
-            positives=nothing,
-            exclude=Csr(indptr, hidden.indices),
-            candidates=pool,
-            items=pool,
+        Raises:
+            DataError: for an id that is known already or content that does not fit.
+            ValueError: if the model was trained without content.
+        """
+        ids = to_index(ids, "ids")
+        if not len(ids):
+            return self
+        new = frames.check_new_items(self.items, ids)
+        return dataclasses.replace(
+            self,
+            items=to_distinct_index([*self.items, *new], "item"),
+            item=np.concatenate([self.item, self._embed_named(new, content)]),
+            warm=np.concatenate([self.warm, np.zeros(len(new), bool)]),
         )
-        lists = top_k(Representations(vectors, item), eval_slice, k, block_users=block_users)
-        parts.append(frames.lists_to_frame(lists, users[rows], items))
-    return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
 
+    def update_items(self, ids: Iterable[Hashable], content: Content) -> Self:
+        """A recommender in which known items have new content; they stay warm or cold.
 
-def _exclude_others(exclude: Csr, candidates: Csr, count: int) -> Csr:
-    """For each user, what is excluded and all items that are no candidates."""
-    hidden = np.ones((candidates.rows, count), bool)
-    hidden[candidates.row_of_entry, candidates.indices] = False
-    hidden[exclude.row_of_entry, exclude.indices] = True
-    row, item = np.nonzero(hidden)
-    return Csr.from_pairs(row, item, candidates.rows)
+        An item takes the vector of its new content, as a cold item has it.
 
+        Args:
+            ids: of known items.
+            content: see `add_items`.
 
-class SavedModel(NamedTuple):
-    """The contents of a folder."""
+        Raises:
+            DataError: for an id that is not known or content that does not fit.
+            ValueError: if the model was trained without content.
+        """
+        rows = frames.lookup_rows(self.items, ids, "ids")
+        if not len(rows):
+            return self
+        item = self.item.copy()
+        item[rows] = self._embed_named(to_distinct_index(ids, "item"), content)
+        return dataclasses.replace(self, item=item)
 
-    meta: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-    ids: dict[str, pd.Index]
+    def remove_items(self, ids: Iterable[Hashable]) -> Self:
+        """A recommender without these items; histories lose them too.
 
-
-def write_model(
-    folder: str | os.PathLike,
-    kind: str,
-    meta: Mapping[str, Any],
-    arrays: Mapping[str, Any],
-    ids: Mapping[str, pd.Index],
-) -> None:
-    """Writes a recommender of a kind into a folder, whole or not at all.
-
-    Raises:
-        DataError: if the folder holds anything else.
-    """
-    data = save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    lists = {name: index.tolist() for name, index in ids.items()}
-    files = {_ARRAYS: data, _IDS: json.dumps(lists).encode()}
-    artifact.write(folder, {"model": kind, **meta}, files)
-
-
-@contextlib.contextmanager
-def read_model(folder: str | os.PathLike, kind: str, ids: tuple[str, ...]) -> Iterator[SavedModel]:
-    """Reads what `write_model` wrote; an error inside the block says that the model is not whole.
-
-    Args:
-        folder: to read.
-        kind: of model that it must hold.
-        ids: names of the lists of ids.
-
-    Raises:
-        DataError: naming the file that is absent or damaged, or the other kind of model.
-    """
-    meta, files = artifact.read(folder, (_ARRAYS, _IDS))
-    if model_kind(meta) != kind:
-        raise DataError(
-            f"{folder}: holds a model of kind {model_kind(meta)!r}, not {kind!r}; read it with "
-            "jaxcold.load"
+        Raises:
+            DataError: for an id that is not known, or if no item would be left.
+        """
+        kept = np.ones(len(self.items), bool)
+        kept[frames.lookup_rows(self.items, ids, "ids")] = False
+        if not kept.any():
+            raise DataError("ids: all items are named; a recommender needs one")
+        entry = kept[self.histories.indices]
+        new_row = np.cumsum(kept) - 1
+        return dataclasses.replace(
+            self,
+            items=self.items[kept],
+            item=self.item[kept],
+            warm=self.warm[kept],
+            histories=Csr.from_pairs(
+                self.histories.row_of_entry[entry],
+                new_row[self.histories.indices[entry]],
+                len(self.users),
+            ),
+            weights=None if self.weights is None else self.weights[entry],
         )
-    try:
-        if not isinstance(meta.get("options"), dict):
-            raise ValueError("model.json has no options")
-        arrays = load_arrays(files[_ARRAYS])
-        lists = json.loads(files[_IDS])
-        if not isinstance(lists, dict) or {*lists} != {*ids}:
-            raise ValueError(f"ids.json does not hold the lists {', '.join(ids)}")
-        for name, values in lists.items():
-            if not isinstance(values, list):
-                raise ValueError(f"ids.json: {name} is not a list")
-        index = {
-            name: frames.to_distinct_index(values, name.removesuffix("s"))
-            if values
-            else pd.Index([])
-            for name, values in lists.items()
+
+    def add_clicks(self, interactions: Any) -> Self:
+        """A recommender whose users took more items; nothing is trained.
+
+        Users may be new. Items that had no clicks are warm then.
+
+        Args:
+            interactions: a log with the columns of that of `fit`; of a sequential model its rows
+                come after those that are known.
+
+        Raises:
+            DataError: naming the column, row or id at fault; for an item that is not known.
+        """
+        log = self._read_log(interactions)
+        item = frames.lookup_rows(self.items, log["item"], "interactions")
+        asked = to_distinct_index(log["user"].unique(), "user")
+        new = asked[~asked.isin(self.users)]
+        users = to_distinct_index([*self.users, *new], "user")
+        row = np.concatenate(
+            [self.histories.row_of_entry, users.get_indexer(pd.Index(log["user"]))]
+        )
+        weights = None
+        if self.weights is not None:
+            weights = np.concatenate([self.weights, log["weight"].to_numpy(np.float32)])
+        histories, weights = group(
+            row,
+            np.concatenate([self.histories.indices, item]),
+            len(users),
+            weights,
+            ordered=self.ORDERED,
+        )
+        warm = self.warm.copy()
+        warm[item] = True
+        return dataclasses.replace(
+            self, users=users, histories=histories, weights=weights, warm=warm
+        )
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the recommender into a folder of its own; no pickle.
+
+        The folder appears whole or not at all, and one that holds an older recommender holds that
+        or this one at any moment, whatever interrupts the writing.
+
+        Raises:
+            DataError: if the folder holds anything else.
+        """
+        arrays: dict[str, Any] = {
+            "items/embedding": self.item,
+            "items/warm": self.warm,
+            "histories/indptr": self.histories.indptr,
+            "histories/indices": self.histories.indices,
         }
-        yield SavedModel(meta, arrays, index)
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        SafetensorError,
-    ) as error:
-        raise DataError(
-            f"{folder}: does not hold a whole recommender ({' '.join(str(error).split())}); "
-            "save it again"
-        ) from None
+        if self.weights is not None:
+            arrays["histories/weights"] = self.weights
+        for m, mode in enumerate(self.modes.widths):
+            if mode in self.modes.scalings:
+                mean, factor = self.modes.scalings[mode]
+                arrays |= {f"scaling/{m}/mean": mean, f"scaling/{m}/factor": factor}
+        if self.served == self.KIND:
+            arrays |= self._encoder_arrays()
+        meta = {
+            "modes": [
+                {"name": mode, "width": width, "columns": self.modes.columns[mode]}
+                for mode, width in self.modes.widths.items()
+            ],
+            "options": dict(self.options),
+            "history": self.history.to_dict("records"),
+        }
+        schema.write_model(
+            folder, self.KIND, meta, arrays, {"users": self.users, "items": self.items}
+        )
 
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> Self:
+        """Reads what `save` wrote: the same bits for embeddings and recommendations.
 
-def model_kind(meta: Mapping[str, Any]) -> str:
-    """The kind of model that model.json states; a folder without one holds SEMCo."""
-    return meta.get("model", "semco")
+        Raises:
+            DataError: naming the file that is absent or damaged, and what to do.
+        """
+        with schema.read_model(folder, cls.KIND, ("users", "items")) as saved:
+            arrays, users, items = saved.arrays, saved.ids["users"], saved.ids["items"]
+            options = saved.meta["options"]
+            widths, columns = schema.check_modes(saved.meta["modes"])
+            served = options.get("served", cls.KIND)
+            expected: schema.Schema = {
+                "items/warm": ((len(items),), "bool"),
+                "histories/indptr": ((len(users) + 1,), "int64"),
+                "histories/indices": ((None,), "int32"),
+            }
+            if "histories/weights" in arrays:
+                expected["histories/weights"] = arrays["histories/indices"].shape, "float32"
+            for m, width in enumerate(widths.values()):
+                for part in ("mean", "factor") if f"scaling/{m}/mean" in arrays else ():
+                    expected[f"scaling/{m}/{part}"] = (width,), "float64"
+            if served == cls.KIND:
+                expected |= cls._expected_arrays(arrays, options, widths, len(items))
+            elif served == CONTENT_KNN and widths:
+                expected["items/embedding"] = (len(items), sum(widths.values())), "float32"
+            else:
+                raise ValueError(f"options: served is {served!r:.20}")
+            schema.check_arrays(arrays, expected)
+            histories = Csr(arrays["histories/indptr"], arrays["histories/indices"])
+            schema.check_rows("histories", histories, len(items), ascending=not cls.ORDERED)
+            weights = arrays.get("histories/weights")
+            if weights is not None and not (weights > 0).all():
+                raise ValueError("histories/weights are not above 0")
+            scalings = {
+                mode: vectors.Scaling(arrays[f"scaling/{m}/mean"], arrays[f"scaling/{m}/factor"])
+                for m, mode in enumerate(widths)
+                if f"scaling/{m}/mean" in arrays
+            }
+            encoder = cls._read_encoder(arrays, options) if served == cls.KIND else None
+            return cls(
+                users=users,
+                items=items,
+                item=arrays["items/embedding"],
+                warm=arrays["items/warm"],
+                histories=histories,
+                weights=weights,
+                modes=Modes(widths, columns, scalings),
+                options=options,
+                history=pd.DataFrame(schema.check_history(saved.meta["history"])),
+                encoder=encoder,
+            )
+
+    def _encoder_arrays(self) -> dict[str, np.ndarray]:
+        """The encoder as arrays by name."""
+        raise NotImplementedError
+
+    @classmethod
+    def _expected_arrays(
+        cls,
+        arrays: Mapping[str, np.ndarray],
+        options: Mapping[str, Any],
+        widths: Mapping[str, int],
+        items: int,
+    ) -> schema.Schema:
+        """Names, shapes and dtypes of `_encoder_arrays` and of "items/embedding"."""
+        raise NotImplementedError
+
+    @classmethod
+    def _read_encoder(cls, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> Any:
+        """The encoder of arrays that were checked."""
+        raise NotImplementedError
+
+    def _embed_named(self, ids: pd.Index, content: Content) -> np.ndarray:
+        """Vectors of content that must be that of these ids."""
+        names, rows = self._embed_content(content, ids)
+        if len(names) != len(ids):
+            others = names[~names.isin(ids)]
+            raise DataError(f"{format_ids('item', others)} in content but not in ids")
+        return rows
+
+    def _read_log(self, interactions: Any) -> pd.DataFrame:
+        """A log as `fit` takes it, in the order of time if the model has one."""
+        names = self._log_names()
+        fields = ["user", "item", *(["time"] if self.ORDERED else [])]
+        fields += ["weight"] if self.weights is not None else []
+        log = frames.read_log(interactions, {field: names[field] for field in fields})
+        for field in ("user", "item"):
+            frames.encode_column(log[field], names[field])
+        if self.ORDERED:
+            order = frames.encode_column(log["time"], names["time"], ordered=True)[0]
+            log = log.iloc[np.argsort(order, kind="stable")]
+        return log

@@ -17,7 +17,6 @@ _FEEDBACK = {
     *("rating", "ratings", "score", "stars", "label", "weight", "weights", "count"),
     *("plays", "play_count", "playcount", "confidence"),
 }
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 Histories = Mapping[Any, Iterable[Hashable]] | Sequence[Iterable[Hashable]] | pd.Series
 Candidates = str | Iterable[Hashable] | Mapping[Any, Iterable[Hashable]] | None
@@ -94,7 +93,8 @@ def lookup_rows(
     rows = known.get_indexer(index)
     if (rows < 0).any():
         remedy = "add them with add_items, or leave them out" if what == "item" else "leave it out"
-        raise DataError(f"{place}: {format_ids(what, index[rows < 0])} unknown; {remedy}")
+        absent = format_ids(what, index[rows < 0].unique())
+        raise DataError(f"{place}: {absent} unknown; {remedy}")
     return rows.astype(np.int32)
 
 
@@ -110,76 +110,168 @@ def match_content(content: pd.Index, items: pd.Index) -> np.ndarray:
     return rows
 
 
-def check_log(
-    interactions: pd.DataFrame, fields: Sequence[str], min_rating: float | None = None
-) -> pd.DataFrame:
-    """The rows of a log that count.
+def to_pandas(frame: Any, place: str, index: str | None = None) -> Any:
+    """A polars frame or an Arrow table as a pandas frame; all else as it is.
 
     Args:
-        interactions: given.
-        fields: columns that are needed.
-        min_rating: keeps the rows whose ``rating`` is at least this; unset, all.
+        frame: anything.
+        place: the argument that holds it, for the message.
+        index: column of a polars or Arrow frame that becomes the index.
 
     Raises:
-        DataError: naming a column that is absent or given twice, or a rating that is no number.
+        DataError: for a frame that is not computed yet, or has no such column.
     """
-    if not isinstance(interactions, pd.DataFrame) or not {*fields} <= {*interactions.columns}:
-        *first, last = (f'"{field}"' for field in fields)
+    if hasattr(frame, "collect") and hasattr(frame, "collect_schema"):
+        raise DataError(f"{place} is a lazy frame; compute it first, by collect()")
+    if isinstance(frame, pd.DataFrame) or hasattr(frame, "tocsr"):
+        return frame
+    # Arrow's `columns` are data; polars has names there.
+    names = getattr(frame, "column_names", None) or getattr(frame, "columns", None)
+    if names is None or not hasattr(frame, "to_pandas"):
+        return frame
+    # Column by column: polars' own conversion needs pyarrow.
+    columns = {name: np.asarray(frame[name].to_numpy()) for name in names}
+    if index is None:
+        return pd.DataFrame(columns)
+    if index not in columns:
+        raise DataError(
+            f'{place} has no column "{index}" with the item ids; add it, or name the ids by a '
+            "pandas index"
+        )
+    return pd.DataFrame(columns).set_index(index)
+
+
+def log_names(*, min_rating: float | None, **columns: Any) -> dict[str, str]:
+    """Our names of the columns of a log that are read -> the frame's.
+
+    Args:
+        min_rating: without one the ratings are not read.
+        columns: name of each column; None of one that is not read.
+
+    Raises:
+        TypeError: for a name that is not a string.
+    """
+    names = {}
+    for field, name in columns.items():
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"{field} is the name of a column, not {name!r:.40}")
+        if name is not None and (field != "rating" or min_rating is not None):
+            names[field] = name
+    return names
+
+
+def read_log(
+    interactions: Any, names: Mapping[str, str], min_rating: float | None = None
+) -> pd.DataFrame:
+    """The rows of a log that count, with the columns that are needed.
+
+    Args:
+        interactions: given, a frame of pandas, polars or Arrow.
+        names: our names of the columns that are needed -> the frame's. Of "user", "item", "time",
+            "rating" and "weight".
+        min_rating: keeps the rows whose "rating" is at least this; unset, all.
+
+    Returns:
+        A frame with our names. Rows of weight 0 are left out: they are no clicks.
+
+    Raises:
+        DataError: naming a column that is absent or given twice, a rating that is no number, or a
+            row with a weight that is negative or not finite.
+    """
+    interactions = to_pandas(interactions, "interactions")
+    wanted = [name for field, name in names.items() if field not in ("rating", "weight")]
+    *first, last = (f'"{name}"' for name in wanted)
+    if not isinstance(interactions, pd.DataFrame):
         raise DataError(f"interactions is a data frame with columns {', '.join(first)} and {last}")
-    used = [*fields, *([] if min_rating is None else ["rating"])]
-    for field in used:
-        count = int((interactions.columns == field).sum())
+    for field, name in names.items():
+        count = int((interactions.columns == name).sum())
+        if not count and name in wanted:
+            raise DataError(
+                f"interactions is a data frame with columns {', '.join(first)} and {last}; it has "
+                f'no "{name}": rename one, or name the column, such as {field}="{name}_id"'
+            )
         if count != 1:
-            remedy = "rename or drop all but one" if count else "leave min_rating out, or add it"
-            raise DataError(f'interactions has {count} columns "{field}"; {remedy}')
+            argument = {"rating": "min_rating", "weight": "weight"}.get(field, "")
+            remedy = "rename or drop all but one" if count else f"leave {argument} out, or add it"
+            raise DataError(f'interactions has {count} columns "{name}"; {remedy}')
     if not len(interactions):
         raise DataError("interactions has no rows; give one per click")
+    used = {*names.values()}
     unused = [
         column
         for column in interactions.columns
         if isinstance(column, str) and column.lower() in _FEEDBACK and column not in used
     ]
     if unused:
-        names = ", ".join(f'"{column}"' for column in unused)
+        quoted = ", ".join(f'"{column}"' for column in unused)
         warnings.warn(
-            f"interactions: {names} not used: every row counts as one click; filter with "
-            "min_rating=, or drop the column",
+            f"interactions: {quoted} not used: every row counts as one click; filter with "
+            "min_rating=, weigh with weight=, or drop the column",
             stacklevel=4,
         )
-    if min_rating is None:
-        return interactions
-    rating = interactions["rating"]
-    if not pd.api.types.is_numeric_dtype(rating.dtype) or rating.isna().any():
-        raise DataError('interactions: column "rating" holds gaps or text; give a number per row')
-    kept = interactions[rating >= min_rating]
-    if not len(kept):
+    log = interactions[[*names.values()]].set_axis([*names], axis=1)
+    kept = np.ones(len(log), bool)
+    if "weight" in names:
+        weight = _to_numbers(log["weight"], names["weight"])
+        bad = ~np.isfinite(weight) | (weight < 0)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise DataError(
+                f'interactions: row {row} (counted from 0) has "{names["weight"]}" '
+                f"{weight[row]}; a weight is a finite number from 0"
+            )
+        log["weight"] = weight
+        kept &= weight > 0
+        if not kept.any():
+            raise DataError(
+                f'interactions: no "{names["weight"]}" is above 0, so no click counts; give '
+                "weights above 0"
+            )
+    if min_rating is not None:
+        rating = _to_numbers(log["rating"], names["rating"])
+        if np.isnan(rating).any():
+            raise DataError(
+                f'interactions: column "{names["rating"]}" holds gaps or text; give a number per '
+                "row"
+            )
+        kept &= rating >= min_rating
+        if not kept.any():
+            raise DataError(
+                f"interactions: no rating reaches min_rating={min_rating:g} (the highest is "
+                f"{rating.max():g}); lower it"
+            )
+    return log if kept.all() else log[kept]
+
+
+def _to_numbers(column: pd.Series, name: str) -> np.ndarray:
+    """f64[n]: a column of real numbers; gaps are NaN."""
+    types, dtype = pd.api.types, column.dtype
+    if not types.is_numeric_dtype(dtype) or types.is_complex_dtype(dtype):
         raise DataError(
-            f"interactions: no rating reaches min_rating={min_rating:g} (the highest is "
-            f"{rating.max():g}); lower it"
+            f'interactions: column "{name}" holds gaps or text ({dtype}); give a number per row'
         )
-    return kept
+    return column.to_numpy(np.float64, na_value=np.nan)
 
 
 def encode_column(
-    interactions: pd.DataFrame, field: str, *, ordered: bool = False
+    column: pd.Series, name: str, *, ordered: bool = False
 ) -> tuple[np.ndarray, pd.Index]:
     """A column as codes from 0, and the value of each code; in ascending order if `ordered`."""
     try:
-        codes, values = pd.factorize(interactions[field], sort=ordered)
+        codes, values = pd.factorize(column, sort=ordered)
     except TypeError:
         raise DataError(
-            f'interactions: column "{field}" holds lists or other objects; give one value per '
+            f'interactions: column "{name}" holds lists or other objects; give one value per '
             "row, for example by explode"
         ) from None
     if (codes < 0).any():
         raise DataError(
-            f"interactions: row {int(np.argmax(codes < 0))} (counted from 0) has no {field}; "
-            "drop it"
+            f"interactions: row {int(np.argmax(codes < 0))} (counted from 0) has no {name}; drop it"
         )
     return codes, pd.Index(values)
 
 
-def check_times(time: pd.Series) -> None:
+def check_times(time: pd.Series, name: str) -> None:
     """Refuses times that give no order: text, boolean, complex, infinite, all equal."""
     types, dtype = pd.api.types, time.dtype
     is_number = types.is_numeric_dtype(dtype) and not (
@@ -187,7 +279,7 @@ def check_times(time: pd.Series) -> None:
     )
     if not (is_number or types.is_datetime64_any_dtype(dtype)):
         raise DataError(
-            f'interactions: column "time" holds {dtype}, not numbers or dates; convert it, for '
+            f'interactions: column "{name}" holds {dtype}, not numbers or dates; convert it, for '
             "example by pandas.to_datetime"
         )
     if types.is_float_dtype(dtype):
@@ -199,91 +291,9 @@ def check_times(time: pd.Series) -> None:
             )
     if len(time) > 1 and not time.isna().any() and time.nunique() == 1:
         raise DataError(
-            'interactions: column "time" holds one value in all rows, which gives no order; name '
-            "the column of the real times"
+            f'interactions: column "{name}" holds one value in all rows, which gives no order; '
+            "name the column of the real times"
         )
-
-
-def to_column_names(place: str, content: object) -> list[str | int] | None:
-    """The column names of a frame, as JSON can hold them; None for an array.
-
-    Raises:
-        DataError: for names that repeat, or that are neither strings nor whole numbers.
-    """
-    if not isinstance(content, pd.DataFrame):
-        return None
-    names: list[Any] = content.columns.tolist()
-    for name in names:
-        if not isinstance(name, str | int) or isinstance(name, bool):
-            raise DataError(
-                f"{place}: column {name!r} is named by neither a string nor a whole number; "
-                "rename it"
-            )
-    if content.columns.has_duplicates:
-        repeated = content.columns[content.columns.duplicated()].unique()
-        raise DataError(f"{place}: {format_ids('column', repeated)} given twice; rename one")
-    return names
-
-
-def order_columns(place: str, content: Any, names: Sequence[str | int] | None) -> Any:
-    """A frame with its columns in the order that the model was trained on; arrays as they are.
-
-    Raises:
-        DataError: naming columns that are absent or that training did not have.
-    """
-    given = to_column_names(place, content)
-    if names is None or given is None or given == [*names]:
-        return content
-    absent = [name for name in names if name not in {*given}]
-    unknown = [name for name in given if name not in {*names}]
-    if absent or unknown:
-        parts = [f"{format_ids('column', absent)} absent"] if absent else []
-        parts += [f"{format_ids('column', unknown)} unknown"] if unknown else []
-        raise DataError(
-            f"{place}: {', '.join(parts)}; the model was trained on {len(names)} columns and "
-            "takes the same names"
-        )
-    return content[[*names]]
-
-
-def to_table(place: str, content: pd.DataFrame | np.ndarray) -> np.ndarray:
-    """[n, F] floats, finite or not, from a frame or an array of numbers."""
-    if isinstance(content, pd.DataFrame):
-        to_column_names(place, content)
-        for column, dtype in content.dtypes.items():
-            if not pd.api.types.is_numeric_dtype(dtype):
-                raise DataError(f"{place}: column {column!r} holds {dtype}; keep numbers alone")
-        if any(pd.api.types.is_complex_dtype(dtype) for dtype in content.dtypes):
-            raise DataError(f"{place}: holds complex numbers; keep real numbers alone")
-        with np.errstate(over="ignore"):  # `is_finite` refuses what float32 cannot hold
-            table = content.to_numpy(np.float32, na_value=np.nan)
-    else:
-        if hasattr(content, "tocsr"):
-            raise DataError(f"{place} is a sparse matrix; give a dense one, by toarray()")
-        table = np.asanyarray(content)  # a table that is mapped from a file stays there
-    if table.dtype.kind in "iub":
-        table = table.astype(np.float32)
-    if table.dtype.kind != "f" or table.dtype.itemsize > 8 or table.ndim != 2 or not table.size:
-        raise DataError(
-            f"{place} is {table.dtype}{list(table.shape)}, not numbers [items, features]"
-        )
-    return table
-
-
-def is_finite(table: np.ndarray) -> np.ndarray:
-    """bool[n, F]: the value is finite, as float32 too."""
-    finite = np.isfinite(table)
-    if table.dtype.itemsize > 4:
-        finite &= np.abs(table) <= _FLOAT32_MAX
-    return finite
-
-
-def describe_value(content: pd.DataFrame | np.ndarray, row: int, column: int) -> str:
-    """A value of content and its column, for a message: "1e+300 in column 3"."""
-    table: Any = content.iloc if isinstance(content, pd.DataFrame) else content
-    value = float(table[row, column])
-    size = ", too large for float32" if np.isfinite(value) else ""
-    return f"{value} in column {column}{size}"
 
 
 def to_histories(
@@ -393,20 +403,3 @@ def lists_to_frame(lists: TopK, users: pd.Index, items: pd.Index) -> pd.DataFram
             "score": lists.scores[row, column],
         }
     )
-
-
-def to_finite_table(content: pd.DataFrame | np.ndarray) -> np.ndarray:
-    """f[n, F]: content as numbers, all of them finite."""
-    table = to_table("content", content)
-    finite = is_finite(table)
-    if not finite.all():
-        row, column = (int(at) for at in np.argwhere(~finite)[0])
-        place = (
-            f"item {content.index[row]!r}" if isinstance(content, pd.DataFrame) else f"row {row}"
-        )
-        value = describe_value(content, row, column)
-        raise DataError(
-            f"content: {place} is not finite ({value}, counted from 0); write numbers, or leave "
-            "the item out"
-        )
-    return table

@@ -1,19 +1,32 @@
-"""What a saved model must consist of; checked whole before anything is built of it."""
+"""Saved models: written whole, and checked whole before anything is built of them."""
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 
-from jaxcold.estimators import frames
-from jaxcold.models import encoders
-from jaxcold.models.sequence_encoder import served_shapes
-from jaxcold.types import Csr
+from jaxcold.estimators import artifact, frames
+from jaxcold.types import Csr, DataError
+
+_ARRAYS, _IDS = "arrays.safetensors", "ids.json"
 
 # name -> (shape, dtype); None is a length that nothing else decides
 Schema = dict[str, tuple[tuple[int | None, ...], str]]
+
+
+class SavedModel(NamedTuple):
+    """The contents of a folder."""
+
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    ids: dict[str, pd.Index]
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], schema: Schema) -> None:
@@ -74,8 +87,8 @@ def check_columns(names: Any, width: int) -> list[str | int] | None:
 
 
 def check_modes(modes: Any) -> tuple[dict[str, int], dict[str, list[str | int] | None]]:
-    """Widths and column names by mode, from model.json."""
-    if not isinstance(modes, list) or not modes:
+    """Widths and column names by mode, from model.json; none of a model of ids alone."""
+    if not isinstance(modes, list):
         raise ValueError("model.json has no list of modes")
     widths: dict[str, int] = {}
     columns: dict[str, list[str | int] | None] = {}
@@ -87,60 +100,87 @@ def check_modes(modes: Any) -> tuple[dict[str, int], dict[str, list[str | int] |
     return widths, columns
 
 
-def semco_arrays(
-    arrays: Mapping[str, np.ndarray], widths: Mapping[str, int], users: int, items: int
-) -> Schema:
-    """The arrays of a saved model with these modes and counts; the encoder decides the rest."""
-    shape = encoders.Shape.of(widths.values(), arrays)
-    parameters = nnx.to_flat_state(shape.split()[1])
-    schema: Schema = {
-        "/".join(map(str, path)): (jax.tree.leaves(leaf)[0].shape, "float32")
-        for path, leaf in parameters
-    }
-    for m, width in enumerate(widths.values()):
-        schema[f"first/{m}/kernel"] = (width, shape.hidden), "float32"
-        schema[f"first/{m}/bias"] = (shape.hidden,), "float32"
-    out = shape.out if shape.student is None else shape.student[1]
-    return schema | {
-        "items/embedding": ((items, out), "float32"),
-        "items/warm": ((items,), "bool"),
-        "histories/indptr": ((users + 1,), "int64"),
-        "histories/indices": ((None,), "int32"),
-    }
+def check_history(rows: Any) -> list[dict[str, float]]:
+    """The curve of a training, from model.json: rows of numbers by name.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    is_list = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if not is_list or not all(type(x) in (int, float) for row in rows for x in row.values()):
+        raise ValueError("history is not a list of numbers by name")
+    return rows
 
 
-def _abstract_state(options: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-    """Paths and shapes of the parameters that are served."""
-    return list(nnx.to_flat_state(served_shapes(options)[1]))
+def write_model(
+    folder: str | os.PathLike,
+    kind: str,
+    meta: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    ids: Mapping[str, pd.Index],
+) -> None:
+    """Writes a recommender of a kind into a folder, whole or not at all.
+
+    Raises:
+        DataError: if the folder holds anything else.
+    """
+    data = save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    lists = {name: index.tolist() for name, index in ids.items()}
+    files = {_ARRAYS: data, _IDS: json.dumps(lists).encode()}
+    artifact.write(folder, {"model": kind, **meta}, files)
 
 
-def sasrec_arrays(
-    arrays: Mapping[str, np.ndarray], options: Mapping[str, Any], width: int | None, items: int
-) -> Schema:
-    """The arrays of a saved model with these options."""
-    for name in ("dim", "max_length", "blocks", "heads"):
-        if type(options[name]) is not int or options[name] < 1:
-            raise ValueError(f"options: {name} is {options[name]!r:.20}")
-    dim = options["dim"]
-    blocks = {name.split("/")[2] for name in arrays if name.startswith("encoder/blocks/")}
-    if len(blocks) != options["blocks"] or dim % options["heads"]:
-        raise ValueError("options: blocks or heads do not fit the arrays")
-    if arrays["items/embedding"].shape[1:] != (dim,):
-        raise ValueError(f"items/embedding does not have dim={dim} columns")
-    schema: Schema = {
-        f"encoder/{'/'.join(map(str, path))}": (jax.tree.leaves(leaf)[0].shape, "float32")
-        for path, leaf in _abstract_state(options)
-    }
-    schema |= {
-        "items/embedding": ((items, dim), "float32"),
-        "items/warm": ((items,), "bool"),
-    }
-    if any(name.startswith("reduction/") for name in arrays):
-        schema |= {
-            "reduction/mean": ((width,), "float64"),
-            "reduction/scale": ((width,), "float64"),
-            "reduction/components": ((dim, width), "float64"),
+@contextlib.contextmanager
+def read_model(folder: str | os.PathLike, kind: str, ids: tuple[str, ...]) -> Iterator[SavedModel]:
+    """Reads what `write_model` wrote; an error inside the block says that the model is not whole.
+
+    Args:
+        folder: to read.
+        kind: of model that it must hold.
+        ids: names of the lists of ids.
+
+    Raises:
+        DataError: naming the file that is absent or damaged, or the other kind of model.
+    """
+    meta, files = artifact.read(folder, (_ARRAYS, _IDS))
+    if model_kind(meta) != kind:
+        raise DataError(
+            f"{folder}: holds a model of kind {model_kind(meta)!r}, not {kind!r}; read it with "
+            "jaxcold.load"
+        )
+    try:
+        if not isinstance(meta.get("options"), dict):
+            raise ValueError("model.json has no options")
+        arrays = load_arrays(files[_ARRAYS])
+        lists = json.loads(files[_IDS])
+        if not isinstance(lists, dict) or {*lists} != {*ids}:
+            raise ValueError(f"ids.json does not hold the lists {', '.join(ids)}")
+        for name, values in lists.items():
+            if not isinstance(values, list):
+                raise ValueError(f"ids.json: {name} is not a list")
+        index = {
+            name: frames.to_distinct_index(values, name.removesuffix("s"))
+            if values
+            else pd.Index([])
+            for name, values in lists.items()
         }
-    elif width is not None and width != dim:
-        raise ValueError(f"content of width {width} without a reduction to {dim}")
-    return schema
+        yield SavedModel(meta, arrays, index)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
+        raise DataError(
+            f"{folder}: does not hold a whole recommender ({' '.join(str(error).split())}); "
+            "save it again"
+        ) from None
+
+
+def model_kind(meta: Mapping[str, Any]) -> str:
+    """The kind of model that model.json states; a folder without one holds SEMCo."""
+    return meta.get("model", "semco")

@@ -1,25 +1,23 @@
-"""SEMCo on data frames: fit, embed new items, recommend, save, load.
-
-Everything is immutable: adding items gives a new recommender.
-"""
+"""SEMCo on data frames: fit, embed new items, recommend, save, load."""
 
 import dataclasses
-import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from jaxcold import parallel
-from jaxcold.data import content as vectors
-from jaxcold.data.pairs.dataset import ColdSplit, ContentFeatures, Dataset, Interactions
-from jaxcold.estimators import base, frames, schema
-from jaxcold.estimators.frames import format_ids, to_distinct_index, to_index
-from jaxcold.models import encoders, semco
-from jaxcold.types import Csr, DataError, Model, Representations
-
-MODEL = "semco"  # in model.json
+from jaxcold.data.pairs.dataset import ContentFeatures, Dataset
+from jaxcold.data.pairs.evaluation import slices
+from jaxcold.estimators import arguments, features, frames, schema
+from jaxcold.estimators.base import Recommender
+from jaxcold.estimators.features import Content, Modes
+from jaxcold.estimators.frames import to_distinct_index
+from jaxcold.estimators.lists import CONTENT_KNN
+from jaxcold.estimators.logs import PairLog, group
+from jaxcold.estimators.training import Validation, sizes_for, train
+from jaxcold.models import content_knn, encoders, semco
+from jaxcold.types import Model
 
 # Temperatures by gradient and alpha, for users with tens of items. Measured on citeulike-a, where
 # the exact gradient was ahead with its own (experiments/RESULTS.md). Softmax has one gradient.
@@ -28,12 +26,10 @@ TAU = {
     "autodiff": {1.0: 0.15, 1.5: 2.0, 2.0: 12.0},
 }
 
-Content = Mapping[str, pd.DataFrame | np.ndarray]
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SEMCo:
-    """Recommends items by their content, those without a single interaction included.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SEMCo(Recommender):
+    """Recommends items by their content, those without a single click included.
 
     Made by `SEMCo.fit` or `SEMCo.load`. A user is the set of items that the user took: neither
     order nor repetition counts, and a user who was never seen in training is as good as another.
@@ -52,55 +48,72 @@ class SEMCo:
         (1, 2)
     """
 
-    users: pd.Index  # [U] external ids
-    items: pd.Index  # [I] external ids
-    item: np.ndarray  # f32[I, out] embeddings
-    warm: np.ndarray  # bool[I]: the item has interactions
-    histories: Csr  # U rows of items, ascending
-    widths: Mapping[str, int]  # content mode -> number of its features, in the model's order
-    options: Mapping[str, Any]  # how it was trained; for the record
-    encoder: encoders.Encoder
-    # mode -> names of its columns, in the model's order; None of a mode that was an array
-    columns: Mapping[str, list[str | int] | None] = dataclasses.field(default_factory=dict)
+    KIND = "semco"
 
     @classmethod
     def fit(
         cls,
-        interactions: pd.DataFrame,
+        interactions: Any,
         content: Content,
         *,
         items: Iterable[Hashable] | None = None,
         alpha: float = 2.0,
         tau: float | None = None,
-        epochs: int = 15,
-        batch_size: int = 2048,
+        epochs: int | None = None,
+        batch_size: int | None = None,
         learning_rate: float = 1e-3,
         l2: float = 1e-4,
+        val_fraction: float | None = None,
+        patience: int = 5,
         seed: int = 0,
+        user: str = "user",
+        item: str = "item",
+        rating: str = "rating",
+        weight: str | None = None,
         min_rating: float | None = None,
+        standardize: bool | str = "auto",
         progress: bool = True,
         **options: Any,
     ) -> "SEMCo":
-        """Trains on every interaction; nothing is held out.
+        """Trains on the clicks of most items; those of the others choose what is served.
+
+        The items that are held out are embedded by their content like all others, and their clicks
+        stay in the users' histories. After training the best epoch by NDCG@20 on them is kept. If
+        content-KNN is better still, its vectors are served, and a warning says so.
 
         Args:
-            interactions: columns ``user`` and ``item`` with ids, whole numbers or strings; other
-                columns are ignored and a repeated pair counts once. Columns that look like
-                ratings or weights are named in a warning.
-            content: mode name to features: a frame whose index holds item ids, or an array whose
-                row i belongs to ``items[i]``. Later frames may have the columns of a frame in
-                another order; those of arrays go by position. An item that a frame lacks, or
-                whose row is all NaN, lacks that mode. Items without interactions are cold: they
-                can be recommended at once.
+            interactions: a frame of pandas, polars or Arrow with a row per click: ids of users and
+                items, whole numbers or strings. Other columns are ignored and a repeated pair
+                counts once. Columns that look like ratings or weights are named in a warning.
+            content: features by mode, or one table of them: a frame whose index holds item ids (of
+                polars and Arrow the column `item` does), or an array or a sparse matrix whose row
+                i belongs to ``items[i]``. Later frames may have the columns of a frame in another
+                order; those of arrays go by position. An item that a frame lacks, or whose row is
+                all NaN, lacks that mode. Items without clicks are cold: they can be recommended at
+                once.
             items: ids of the rows of arrays.
             alpha: 1 softmax, 1.5 entmax15, 2 sparsemax, or anything between.
             tau: temperature; unset, a value that suits alpha and gradient.
-            epochs: passes over the interactions.
-            batch_size: interactions of a step; their items are each other's negatives.
+            epochs: passes over the clicks, at most; unset, by the number of clicks.
+            batch_size: clicks of a step; their items are each other's negatives. Unset, by the
+                number of clicks.
             learning_rate: of Adam; it decays to 0 by a cosine over all steps.
             l2: coupled weight decay.
+            val_fraction: fraction of the items with clicks that is held out, from 0 and below 1.
+                With 0 all clicks train, the last epoch is served and nothing is compared. Unset,
+                .1, or 0 where that would be fewer than 5 items.
+            patience: evaluations without a better NDCG@20 after which training ends.
             seed: equal seeds and data give equal models on one machine.
-            min_rating: keeps the rows whose column ``rating`` is at least this; unset, all rows.
+            user: column of the users' ids.
+            item: column of the items' ids.
+            rating: column that `min_rating` reads.
+            weight: column of weights of the clicks, from 0: they weigh the loss and the items in
+                the mean of a user. A repeated pair has its largest weight; a click of weight 0 is
+                none.
+            min_rating: keeps the rows whose rating is at least this; unset, all rows.
+            standardize: "auto" standardises the modes whose columns differ in scale by orders of
+                magnitude, and says so in a warning; True all modes; False none. Items with clicks
+                decide; new items are treated alike.
             progress: show a bar.
             **options: of `jaxcold.models.semco.build`: gradient, hidden, out, attention_layers,
                 encode, batch_norm, user_vector, stream, compute.
@@ -110,47 +123,97 @@ class SEMCo:
             ValueError: for an argument out of range.
             DivergedError: if the loss is not finite.
         """
-        base.check_options("SEMCo", cls.fit, semco.build, options)
-        base.check_integer("epochs", epochs, 1)
-        base.check_integer("batch_size", batch_size, 1)
-        base.check_integer("seed", seed, 0)
-        base.check_learning_rate(learning_rate)
-        base.check_number("alpha", alpha)
-        base.check_number("l2", l2)
+        arguments.check_options("SEMCo", cls.fit, semco.build, options)
+        arguments.check_fit(
+            counts={"epochs": epochs, "batch_size": batch_size, "patience": patience},
+            numbers={"alpha": alpha, "l2": l2, "tau": tau, "min_rating": min_rating},
+            learning_rate=learning_rate,
+            seed=seed,
+            val_fraction=val_fraction,
+            standardize=standardize,
+        )
         if l2 < 0:
             raise ValueError(f"l2 is a number from 0, not {l2}")
-        for name, value in (("tau", tau), ("min_rating", min_rating)):
-            if value is not None:
-                base.check_number(name, value)
+        names = frames.log_names(
+            user=user, item=item, rating=rating, weight=weight, min_rating=min_rating
+        )
         options = {"gradient": "fenchel_young", **options}
-        ids, features = _to_features(content, items)
-        dataset = _to_dataset(interactions, ids, features, min_rating)
-        tau = _default_tau(alpha, options["gradient"]) if tau is None else tau
+        ids, given, modes = features.to_features(content, items, id_column=item)
+        log = PairLog.read(interactions, names, ids, min_rating)
+        given, modes = features.standardize("SEMCo", given, modes, log.is_clicked, standardize)
         options = {
             "alpha": alpha,
-            "tau": tau,
-            "batch_size": batch_size,
-            "epochs": epochs,
+            "tau": _default_tau(alpha, options["gradient"]) if tau is None else tau,
             "learning_rate": learning_rate,
             "l2": l2,
             **options,
         }
-        with base.translate_messages():
+        return cls._train(
+            log,
+            given,
+            modes,
+            options,
+            epochs=epochs,
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            patience=patience,
+            seed=seed,
+            record={"log": names},
+            progress=progress,
+        )
+
+    @classmethod
+    def _train(
+        cls,
+        log: PairLog,
+        given: ContentFeatures,
+        modes: Modes,
+        options: dict[str, Any],
+        *,
+        epochs: int | None,
+        batch_size: int | None,
+        val_fraction: float | None,
+        patience: int,
+        seed: int,
+        record: Mapping[str, Any],
+        progress: bool,
+        start: Any = None,
+    ) -> "SEMCo":
+        dataset = log.split(given, val_fraction, seed)
+        default = default_sizes(len(dataset.split.train.user))
+        options |= {"batch_size": batch_size or default[0], "epochs": epochs or default[1]}
+        with arguments.translate_messages():
             model = semco.build(dataset, **options)
-        state = base.train(
+        validation = None
+        if len(dataset.split.cold_val_items):
+            validation = Validation(
+                slices(dataset.split)["val/cold_own"],
+                "ndcg@20",
+                patience,
+                {CONTENT_KNN: content_knn.build(dataset)},
+                every=max(options["epochs"] // 25, 1),
+            )
+        trained = train(
             "SEMCo",
             model,
             seed=seed,
             progress=progress,
             remedy="a lower learning_rate or another tau",
+            validation=validation,
+            start=start,
         )
-        options |= {"seed": seed}
-        fitted = cls.from_training(dataset, model, state.params, state.model_state, options)
-        columns = {
-            mode: frames.to_column_names(f"content[{mode!r}]", table)
-            for mode, table in content.items()
-        }
-        return dataclasses.replace(fitted, columns=columns)
+        options = {**options, "seed": seed, **trained.record, **record}
+        fitted = cls.from_training(dataset, model, trained.params, trained.model_state, options)
+        histories, weights = group(log.user, log.item, len(log.users), log.weight)
+        fitted = dataclasses.replace(
+            fitted,
+            modes=modes,
+            histories=histories,
+            weights=weights,
+            warm=log.is_clicked,
+            history=trained.history,
+        )
+        return fitted if trained.served is None else fitted.serve(trained.served, given)
 
     @classmethod
     def from_training(
@@ -170,207 +233,62 @@ class SEMCo:
             model_state: of the training.
             options: how it was trained, for the record; JSON can hold it.
         """
-        train, tables = dataset.split.train, dataset.content.tables
+        pairs, tables = dataset.split.train, dataset.content.tables
         served = parallel.fetch(model.constants.served)
         warm = np.zeros(len(dataset.item_ids), bool)
         warm[dataset.split.warm_items] = True
-        order = np.lexsort((train.item, train.user))
+        histories, weights = group(pairs.user, pairs.item, pairs.num_users, pairs.weight)
         return cls(
             users=to_distinct_index(dataset.user_ids, "user"),
             items=to_distinct_index(dataset.item_ids, "item"),
             item=model.encode_items(params, model_state),
             warm=warm,
-            histories=Csr.from_pairs(train.user[order], train.item[order], train.num_users),
-            widths={mode: table.shape[1] for mode, table in tables.items()},
-            options=base.to_json_values(options),
+            histories=histories,
+            weights=weights,
+            modes=Modes(
+                {mode: table.shape[1] for mode, table in tables.items()},
+                dict.fromkeys(tables),
+                {},
+            ),
+            options=arguments.to_json_values(options),
             encoder=encoders.trained(encoders.joined(params), served),
         )
 
-    @property
-    def cold_items(self) -> pd.Index:
-        """Ids of the items without interactions."""
-        return self.items[~self.warm]
+    def _embed(self, content: ContentFeatures) -> np.ndarray:
+        present = [content.present[mode] for mode in content.tables]
+        return encoders.encode(self.encoder, list(content.tables.values()), present)
 
-    def representations(self) -> Representations:
-        """Vectors of all users f32[U, out] and items f32[I, out], in the order of their ids."""
-        return Representations(vectors.history_means(self.histories, self.item), self.item)
-
-    def embed(self, content: Content) -> np.ndarray:
-        """Embeds items from their content: the same bits alone as in any company.
-
-        Args:
-            content: every mode of the model, as for `fit`; row i of each array is one item.
-
-        Returns:
-            f32[n, out] unit rows, in the order of the rows; of frames, in that of the ids as they
-            first appear.
-
-        Raises:
-            DataError: naming the mode that is absent, unknown or of the wrong width, or a column
-                that is absent or unknown.
-        """
-        return self._embed(_to_features(content, None, self.widths, self.columns)[1])
-
-    def add_items(self, ids: Iterable[Hashable], content: Content) -> "SEMCo":
-        """A recommender that knows more items, cold ones; `self` stays as it is.
-
-        Args:
-            ids: of the new items.
-            content: every mode of the model: an array with a row per id, or a frame indexed by
-                these ids, in any order.
-
-        Raises:
-            DataError: for an id that is known already or content that does not fit.
-        """
-        ids = to_index(ids, "ids")
-        if not len(ids):
-            return self
-        new = frames.check_new_items(self.items, ids)
-        rows, features = _to_features(content, new, self.widths, self.columns)
-        if len(rows) != len(new):
-            others = rows[~rows.isin(new)]
-            raise DataError(f"{format_ids('item', others)} in content but not in ids")
-        return dataclasses.replace(
-            self,
-            items=to_distinct_index([*self.items, *new], "item"),
-            item=np.concatenate([self.item, self._embed(features)]),
-            warm=np.concatenate([self.warm, np.zeros(len(new), bool)]),
-        )
-
-    def recommend(
-        self,
-        users: Iterable[Hashable] | None = None,
-        k: int = 10,
-        *,
-        histories: frames.Histories | None = None,
-        candidates: frames.Candidates = None,
-        exclude_seen: bool = True,
-        unknown: str = "error",
-    ) -> pd.DataFrame:
-        """The best k items of each user.
-
-        ``recommend(histories={item: [item]})`` gives the items most similar to one.
-
-        Args:
-            users: ids of users of the training log; unset, all of them, unless `histories` is
-                given.
-            k: items per user.
-            histories: item ids by user, for anybody: name to items, or a list of lists whose
-                users are then 0, 1, ...
-            candidates: what may be recommended: unset or "all", every item; "warm" or "cold",
-                those with or without interactions; item ids; or a dictionary of item ids by
-                user.
-            exclude_seen: leave out what the user took.
-            unknown: items of a history that the model does not know are an "error", or "drop"
-                them; a user of whom nothing is left then has no rows.
-
-        Returns:
-            Columns user, item, rank (from 1) and score (the cosine), users in the order asked for,
-            best items first, equal scores in the order of `items`. A user for whom fewer than k
-            candidates remain has fewer rows.
-
-        Raises:
-            DataError: naming ids that are unknown, or a user without history.
-            ValueError: if k < 1, or if both users and histories are given.
-            TypeError: if k is not a whole number.
-        """
-        k = base.check_integer("k", k, 1)
-        if unknown not in ("error", "drop"):
-            raise ValueError(f'unknown is "error" or "drop", not {unknown!r}')
-        if users is not None and histories is not None:
-            raise ValueError("give users or histories, not both")
-        if histories is None:
-            names, taken = self._logged_histories(users)
-        else:
-            names, row, item = frames.to_histories(histories, self.items, unknown)
-            pairs = np.unique(np.stack([row, item], axis=1), axis=0)
-            taken = Csr.from_pairs(pairs[:, 0], pairs[:, 1], len(names))
-        if unknown == "drop":
-            kept = np.flatnonzero(taken.counts)
-            names, taken = names[kept], taken.take(kept)
-        empty = names[taken.counts == 0]
-        if len(empty):
-            raise DataError(
-                f"{format_ids('user', empty)} without history: nothing says what to recommend; "
-                "leave such users out, or give them items"
-            )
-        pool = frames.to_candidates(candidates, names, self.items, self.warm)
-        user = vectors.history_means(taken, self.item)
-        hidden = taken if exclude_seen else taken.take(np.zeros(0, int))
-        if not exclude_seen:
-            hidden = Csr(np.zeros(len(names) + 1, np.int64), hidden.indices)
-        return base.recommend(user, self.item, hidden, pool, k, users=names, items=self.items)
-
-    def save(self, folder: str | os.PathLike) -> None:
-        """Writes the recommender into a folder of its own; no pickle.
-
-        The folder appears whole or not at all, and one that holds an older recommender holds that
-        or this one at any moment, whatever interrupts the writing.
-
-        Raises:
-            DataError: if the folder holds anything else.
-        """
-        arrays: dict[str, Any] = {
-            **encoders.encoder_arrays(self.encoder),
-            "items/embedding": self.item,
-            "items/warm": self.warm,
-            "histories/indptr": self.histories.indptr,
-            "histories/indices": self.histories.indices,
-        }
-        meta = {
-            "modes": [
-                {"name": mode, "width": width, "columns": self.columns.get(mode)}
-                for mode, width in self.widths.items()
-            ],
-            "options": dict(self.options),
-        }
-        ids = {"users": self.users, "items": self.items}
-        base.write_model(folder, MODEL, meta, arrays, ids)
+    def _encoder_arrays(self) -> dict[str, np.ndarray]:
+        return encoders.encoder_arrays(self.encoder)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> "SEMCo":
-        """Reads what `save` wrote: the same bits for embeddings and recommendations.
+    def _expected_arrays(
+        cls,
+        arrays: Mapping[str, np.ndarray],
+        options: Mapping[str, Any],
+        widths: Mapping[str, int],
+        items: int,
+    ) -> schema.Schema:
+        shape = encoders.Shape.of(widths.values(), arrays)
+        expected: schema.Schema = {
+            name: (size, "float32") for name, size in shape.parameters().items()
+        }
+        for m, width in enumerate(widths.values()):
+            expected[f"first/{m}/kernel"] = (width, shape.hidden), "float32"
+            expected[f"first/{m}/bias"] = (shape.hidden,), "float32"
+        out = shape.out if shape.student is None else shape.student[1]
+        return expected | {"items/embedding": ((items, out), "float32")}
 
-        Raises:
-            DataError: naming the file that is absent or damaged, and what to do.
-        """
-        with base.read_model(folder, MODEL, ("users", "items")) as saved:
-            arrays, users, items = saved.arrays, saved.ids["users"], saved.ids["items"]
-            widths, columns = schema.check_modes(saved.meta["modes"])
-            schema.check_arrays(arrays, schema.semco_arrays(arrays, widths, len(users), len(items)))
-            histories = Csr(arrays["histories/indptr"], arrays["histories/indices"])
-            schema.check_rows("histories", histories, len(items))
-            return cls(
-                users=users,
-                items=items,
-                item=arrays["items/embedding"],
-                warm=arrays["items/warm"],
-                histories=histories,
-                widths=widths,
-                options=saved.meta["options"],
-                encoder=encoders.encoder_from_arrays(arrays),
-                columns=columns,
-            )
-
-    def _embed(self, features: ContentFeatures) -> np.ndarray:
-        return encoders.encode(self.encoder, list(features.tables.values()), _presence(features))
-
-    def _logged_histories(self, users: Iterable[Hashable] | None) -> tuple[pd.Index, Csr]:
-        """Users of the training log and their histories."""
-        if users is None:
-            return self.users, self.histories
-        names = to_index(users, "users")
-        rows = self.users.get_indexer(names)
-        if (rows < 0).any():
-            raise DataError(
-                f"{format_ids('user', names[rows < 0])} not in the training log; give the items "
-                "they took as histories={user: [items]}"
-            )
-        return names, self.histories.take(rows)
+    @classmethod
+    def _read_encoder(
+        cls, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    ) -> encoders.Encoder:
+        return encoders.encoder_from_arrays(arrays)
 
 
-def _presence(features: ContentFeatures) -> list[np.ndarray]:
-    return [features.present[mode] for mode in features.tables]
+def default_sizes(clicks: int) -> tuple[int, int]:
+    """Batch size and epochs for a log of so many clicks: at least about 1,500 steps."""
+    return sizes_for(clicks, batch=(clicks / 64, 64, 2048), epochs=(15, 200))
 
 
 def _default_tau(alpha: float, gradient: str) -> float:
@@ -379,117 +297,3 @@ def _default_tau(alpha: float, gradient: str) -> float:
         known = ", ".join(f"{a:g}" for a in values)
         raise ValueError(f"tau has defaults for alpha {known}; pass tau for alpha={alpha:g}")
     return values.get(alpha, 1.0)  # of an unknown gradient: the model names the known ones
-
-
-def _to_features(
-    content: Content,
-    items: Iterable[Hashable] | None,
-    widths: Mapping[str, int] | None = None,
-    columns: Mapping[str, Sequence[str | int] | None] | None = None,
-) -> tuple[pd.Index, ContentFeatures]:
-    """Frames and arrays to tables with a row per item.
-
-    Args:
-        content: as for `SEMCo.fit`.
-        items: ids of the rows of arrays; unset, where the model is known, they are numbered.
-        widths: of the modes that a trained model takes.
-        columns: names of their columns, where known.
-
-    Returns:
-        The ids, in the order of `items`, then as they first appear, and their features.
-    """
-    if not isinstance(content, Mapping) or not content:
-        raise DataError('content is a dictionary of modes, such as {"text": frame}')
-    if widths is not None:
-        for mode in content:
-            if mode not in widths:
-                raise DataError(f"content mode {mode!r} is unknown; known: {', '.join(widths)}")
-        for mode in widths:
-            if mode not in content:
-                raise DataError(
-                    f"content mode {mode!r} is absent; give it rows of NaN for items without it"
-                )
-        content = {mode: content[mode] for mode in widths}
-    named = None if items is None else to_distinct_index(items, "item")
-    parts: dict[str, tuple[pd.Index, np.ndarray]] = {}
-    for mode, given in content.items():
-        index = named
-        if isinstance(given, pd.DataFrame):
-            index = to_distinct_index(given.index, f"content[{mode!r}] item")
-        given = frames.order_columns(f"content[{mode!r}]", given, (columns or {}).get(mode))
-        table = frames.to_table(f"content[{mode!r}]", given)
-        if index is None:
-            if widths is None:
-                raise DataError(f"content[{mode!r}] is an array; say whose rows it holds by items=")
-            index = named = pd.RangeIndex(len(table))
-        if len(index) != len(table):
-            raise DataError(
-                f"content[{mode!r}] has {len(table)} rows for {len(index)} items; give one per item"
-            )
-        if widths is not None and table.shape[1] != widths[mode]:
-            raise DataError(
-                f"content[{mode!r}] has {table.shape[1]} columns; the model was trained on "
-                f"{widths[mode]}"
-            )
-        parts[mode] = index, table
-    ids = pd.Index([]) if named is None else named
-    for index, _ in parts.values():
-        ids = index if not len(ids) else ids.append(index[~index.isin(ids)])
-    ids = to_distinct_index(ids, "item")
-    tables, present = {}, {}
-    for mode, (index, table) in parts.items():
-        finite = frames.is_finite(table)
-        there = ~np.isnan(table).all(axis=1)
-        broken = there & ~finite.all(axis=1)
-        if broken.any():
-            row = int(np.argmax(broken))
-            value = frames.describe_value(content[mode], row, int(np.argmin(finite[row])))
-            raise DataError(
-                f"content[{mode!r}]: {format_ids('item', index[broken])} not finite ({value}); "
-                "write numbers, or NaN in the whole row of an item that lacks the mode"
-            )
-        if not index.equals(ids):
-            rows = index.get_indexer(ids)
-            table, there = table[rows], there[rows] & (rows >= 0)
-        tables[mode], present[mode] = table, there
-    nothing = ~np.any(list(present.values()), axis=0)
-    if nothing.any():
-        raise DataError(
-            f"{format_ids('item', ids[nothing])} without content in any mode; give content "
-            "or remove"
-        )
-    return ids, ContentFeatures(tables, present)
-
-
-def _to_dataset(
-    interactions: pd.DataFrame,
-    items: pd.Index,
-    content: ContentFeatures,
-    min_rating: float | None,
-) -> Dataset:
-    """The log as a data set whose pairs are all for training; its ids count from 0."""
-    interactions = frames.check_log(interactions, ("user", "item"), min_rating)
-    codes, ids = {}, {}
-    for field in ("user", "item"):
-        codes[field], values = frames.encode_column(interactions, field)
-        ids[field] = to_distinct_index(values, field)
-    rows = frames.match_content(items, ids["item"])
-    pairs = np.unique(np.stack([codes["user"], rows[codes["item"]]], axis=1), axis=0)
-    pairs = pairs.astype(np.int32)
-    users, count = ids["user"], len(items)
-    train = Interactions(
-        np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]), len(users), count
-    )
-    warm = np.unique(train.item)
-    none = np.zeros((0, 2), np.int32)
-    split = ColdSplit(
-        train=train,
-        warm_items=warm,
-        cold_val_items=np.zeros(0, np.int32),
-        cold_test_items=np.setdiff1d(np.arange(count, dtype=np.int32), warm),
-        pairs={
-            "warm_train": pairs,
-            **dict.fromkeys(("warm_val", "warm_test", "cold_val", "cold_test"), none),
-        },
-    )
-    return Dataset("log", train, split, content, users.to_numpy(), items.to_numpy())

@@ -10,7 +10,7 @@ import pandas as pd
 
 from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.data.sequences.dataset import SequenceDataset
-from jaxcold.estimators import base, frames, schema
+from jaxcold.estimators import arguments, frames, ranking, schema
 from jaxcold.estimators.frames import to_distinct_index
 from jaxcold.types import Csr, Model
 
@@ -66,7 +66,7 @@ class Vectors:
             user,
             item[:known],
             seen,
-            base.to_json_values(options),
+            arguments.to_json_values(options),
         )
 
     def recommend(
@@ -91,11 +91,11 @@ class Vectors:
             DataError: naming ids that are unknown.
         """
         names = frames.to_index(users, "users")
-        k = base.check_integer("k", k, 1)
+        k = arguments.check_integer("k", k, 1)
         rows = frames.lookup_rows(self.users, names, "users", what="user")
         warm = np.ones(len(self.items), bool)
         pool = frames.to_candidates(candidates, names, self.items, warm)
-        return base.recommend(
+        return ranking.rank(
             self.user[rows],
             self.item,
             self.seen.take(rows),
@@ -118,7 +118,7 @@ class Vectors:
             "seen/indices": self.seen.indices,
         }
         ids = {"users": self.users, "items": self.items}
-        base.write_model(folder, KIND, {"options": dict(self.options)}, arrays, ids)
+        schema.write_model(folder, KIND, {"options": dict(self.options)}, arrays, ids)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Vectors":
@@ -127,7 +127,7 @@ class Vectors:
         Raises:
             DataError: naming the file that is absent or damaged, and what to do.
         """
-        with base.read_model(folder, KIND, ("users", "items")) as saved:
+        with schema.read_model(folder, KIND, ("users", "items")) as saved:
             arrays, users, items = saved.arrays, saved.ids["users"], saved.ids["items"]
             size = arrays["items/vectors"].shape[1]
             expected: schema.Schema = {

@@ -11,7 +11,7 @@ from its content alone. Eigenvectors are found once, on the host in float64, for
 products run on the device, `BLOCK` rows at a time, in float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -124,27 +124,25 @@ def _centred_gram(rows: Array, mean: Array, is_real: Array) -> Array:
     return jnp.matmul(rows.T, rows, precision="highest")
 
 
-def projection(mean: np.ndarray, kernel: np.ndarray) -> RowMap:
-    """``(x - mean) @ kernel`` of rows [BLOCK, F]; a row of zeros stays one.
+class Projection(NamedTuple):
+    """``(x - mean) @ kernel``, of norm one if `unit`; a row of zeros stays one."""
 
-    Args:
-        mean: f[F].
-        kernel: f[F, D].
-    """
-    arrays = jnp.asarray(mean, jnp.float32), jnp.asarray(kernel, jnp.float32)
-    return lambda rows: _project(rows, *arrays)
+    mean: Array  # f32[F]
+    kernel: Array  # f32[F, D]
+    unit: bool = False
+
+    def __call__(self, rows: np.ndarray | Array) -> Array:
+        """f32[BLOCK, F] -> f32[BLOCK, D]."""
+        projected = _project(rows, self.mean, self.kernel)
+        return _unit(projected) if self.unit else projected
 
 
-def warm_rows(catalogue: Catalogue, row_map: RowMap) -> "Callable[[], Any]":
-    """An iterator over (rows f32[BLOCK, D], how many of them are warm items)."""
-
-    def blocks() -> Any:
-        for start in range(0, len(catalogue.warm), BLOCK):
-            ids = catalogue.warm[start : start + BLOCK]
-            padded = np.pad(ids, (0, BLOCK - len(ids)), constant_values=-1)
-            yield row_map(stacked_unit_rows(*catalogue.content, padded)), len(ids)
-
-    return blocks
+def warm_rows(catalogue: Catalogue, row_map: RowMap) -> Iterator[tuple[Array, int]]:
+    """Rows f32[BLOCK, D] of the warm items, and how many of them are no padding."""
+    for start in range(0, len(catalogue.warm), BLOCK):
+        ids = catalogue.warm[start : start + BLOCK]
+        padded = np.pad(ids, (0, BLOCK - len(ids)), constant_values=-1)
+        yield row_map(stacked_unit_rows(*catalogue.content, padded)), len(ids)
 
 
 def gram(
@@ -157,20 +155,19 @@ def gram(
         row_map: from content to rows.
         centred: subtract the mean before the products; otherwise the mean is zero.
     """
-    blocks = warm_rows(catalogue, row_map)
     total: Any = 0.0
-    for rows, count in blocks():
+    for rows, count in warm_rows(catalogue, row_map):
         total = total + np.asarray(rows)[:count].sum(0, dtype=np.float64)
     mean = total / len(catalogue.warm) * centred
     products: Any = 0.0
-    for rows, count in blocks():
+    for rows, count in warm_rows(catalogue, row_map):
         is_real = np.arange(BLOCK) < count
         block = _centred_gram(rows, jnp.asarray(mean, jnp.float32), is_real)
         products = products + np.asarray(block, np.float64)
     return mean, products
 
 
-def whitening(catalogue: Catalogue) -> RowMap:
+def whitening(catalogue: Catalogue) -> Projection:
     """Rows centred and whitened on the warm items, of norm one: f32[BLOCK, F] -> f32[BLOCK, D].
 
     D counts the directions in which warm items vary at all.
@@ -180,8 +177,8 @@ def whitening(catalogue: Catalogue) -> RowMap:
     kept = variance > _RELATIVE_VARIANCE * variance[-1]
     if not kept.any():
         kept[-1], variance[-1] = True, 1.0  # all items are equal: every row is zero
-    project = projection(mean, vectors[:, kept] / np.sqrt(variance[kept]))
-    return lambda rows: _unit(project(rows))
+    kernel = vectors[:, kept] / np.sqrt(variance[kept])
+    return Projection(jnp.asarray(mean, jnp.float32), jnp.asarray(kernel, jnp.float32), unit=True)
 
 
 def whitened_knn(
@@ -257,10 +254,10 @@ def ridge(
         ValueError: for an l2 that is not positive.
     """
     catalogue = Catalogue.of(dataset, max_length, padding_item)
-    row_maps = ridge_maps(catalogue, jnp.asarray, l2)
+    projections = ridge_projections(catalogue, jnp.asarray, l2)
     return {
-        value: model_of_rows(catalogue, row_map, unit_items=unit_rows)
-        for value, row_map in row_maps.items()
+        value: model_of_rows(catalogue, projection, unit_items=unit_rows)
+        for value, projection in projections.items()
     }
 
 
@@ -270,18 +267,18 @@ def check_l2(l2: Sequence[float]) -> None:
         raise ValueError(f"model.l2 is one or more positive numbers, not {tuple(l2)}")
 
 
-def ridge_maps(
+def ridge_projections(
     catalogue: Catalogue, row_map: RowMap, l2: Sequence[float], residual: float = 0.0
-) -> dict[float, RowMap]:
+) -> dict[float, Projection]:
     """l2 -> ``(Z' Z + (l2 + residual) I)^(-1/2) z``, up to a rotation, of rows z of `row_map`."""
     check_l2(l2)
     _, products = gram(catalogue, row_map)
     values, vectors = np.linalg.eigh(products)
-    zero = np.zeros(len(values))
-
-    def with_l2(value: float) -> RowMap:
-        scale = 1 / np.sqrt(np.maximum(values, 0) + residual + value)
-        project = projection(zero, vectors * scale)
-        return lambda rows: project(row_map(rows))
-
-    return {value: with_l2(value) for value in l2}
+    mean = jnp.zeros(len(values), jnp.float32)
+    return {
+        value: Projection(
+            mean,
+            jnp.asarray(vectors / np.sqrt(np.maximum(values, 0) + residual + value), jnp.float32),
+        )
+        for value in l2
+    }

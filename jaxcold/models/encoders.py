@@ -29,6 +29,7 @@ from jaxcold.models.layers import (
     NormedDense,
     fill_state,
     named_arrays,
+    named_shapes,
     product,
     unit_rows,
 )
@@ -168,6 +169,10 @@ class Shape(NamedTuple):
     def split(self) -> tuple[nnx.GraphDef, nnx.State]:
         """Graph and parameters, shapes without values."""
         return nnx.split(nnx.eval_shape(lambda: self.make(jax.random.key(0))))
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters by name."""
+        return named_shapes(self.split()[1])
 
     @classmethod
     def of(cls, widths: Iterable[int], arrays: Mapping[str, Any]) -> "Shape":

@@ -37,7 +37,7 @@ from jaxcold.models.closed_form import (
     check_l2,
     encode,
     model_of_rows,
-    ridge_maps,
+    ridge_projections,
     warm_rows,
     whitening,
 )
@@ -220,14 +220,17 @@ def landmark_ridge(
     def features(block: Any) -> Array:
         return _multiply(kernel(white(block), rows), inverse, right_t=True)
 
-    row_maps = ridge_maps(catalogue, features, l2, _residual(catalogue, features))
-    return {value: model_of_rows(catalogue, row_map) for value, row_map in row_maps.items()}
+    projections = ridge_projections(catalogue, features, l2, _residual(catalogue, features))
+    return {
+        value: model_of_rows(catalogue, lambda block, p=projection: p(features(block)))
+        for value, projection in projections.items()
+    }
 
 
 def _residual(catalogue: Catalogue, features: RowMap) -> float:
     """Mean over the warm items with content of what the features lack of k(i, i), which is 2."""
     lacking, items = 0.0, 0
-    for rows, count in warm_rows(catalogue, features)():
+    for rows, count in warm_rows(catalogue, features):
         square = np.square(np.asarray(rows)[:count]).sum(1, dtype=np.float64)
         lacking += float((2 - square[square > 0]).sum())
         items += int(np.count_nonzero(square))

@@ -81,6 +81,14 @@ def named_arrays(state: nnx.State) -> dict[str, Any]:
     return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
+def named_shapes(state: nnx.State) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of `named_arrays`, of a state with or without values."""
+    return {
+        "/".join(map(str, path)): jax.tree.leaves(leaf)[0].shape
+        for path, leaf in nnx.to_flat_state(state)
+    }
+
+
 def fill_state(abstract: nnx.State, arrays: Mapping[str, Any]) -> nnx.State:
     """A state of these shapes with the arrays of those names; other names are ignored.
 

@@ -32,12 +32,14 @@ def sampled_loss(
     target: Array,
     items: int,
     objective: Objective,
+    weights: Array | None = None,
 ) -> Array:
     """Sum of a loss over the target and some items drawn uniformly, the same for all tokens.
 
     "sampled" is the Fenchel-Young loss of these classes alone; for softmax the drawn logits are
     raised by the logarithm of how many items each stands for. "gbce" is the binary cross-entropy
-    of gSASRec (Petrov and Macdonald, RecSys 2023), its positive term weighted by beta.
+    of gSASRec (Petrov and Macdonald, RecSys 2023), its positive term weighted by beta. `weights`
+    [T] multiply the losses of the tokens; None: 1.
     """
     loss, alpha, tau, negatives, calibration, compute = objective
     at = jnp.clip(target, 0, items - 1)
@@ -50,10 +52,12 @@ def sampled_loss(
         z = jnp.concatenate([positive[:, None], jnp.where(is_negative, negative, -jnp.inf)], axis=1)
         label = jnp.where(target >= 0, 0, -1)
         if alpha == 1:
-            return tau * jnp.sum(fenchel_young_loss(z / tau, label, 1.0))
-        return jnp.sum(fenchel_young_loss(z, label, alpha, tau=tau))
+            return tau * jnp.sum(fenchel_young_loss(z / tau, label, 1.0, weights=weights))
+        return jnp.sum(fenchel_young_loss(z, label, alpha, tau=tau, weights=weights))
     rate = min(negatives / max(items - 1, 1), 1.0)
     beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
     terms = -beta * jax.nn.log_sigmoid(positive)
     terms -= jnp.sum(jnp.where(is_negative, jax.nn.log_sigmoid(-negative), 0), axis=1)
+    if weights is not None:
+        terms = terms * weights
     return jnp.sum(jnp.where(target >= 0, terms, 0))

@@ -50,6 +50,7 @@ class Constants(NamedTuple):
     served_moments: tuple[Moments, ...] | None = None
     length: Array | None = None  # i32[U] of whole histories, where `indptr` is sharded
     unsharded: tuple[Array, Array] | None = None  # the whole indptr and indices, on every device
+    weights: Array | None = None  # f32[nnz] of the entries of histories; None: 1
 
     @property
     def served(self) -> tuple[Moments, ...]:
@@ -66,7 +67,7 @@ class Epoch(NamedTuple):
 
     user: Array  # i32[S, B]
     item: Array  # i32[S, B]
-    weight: Array  # f32[S, B], 0 for padding of the last batch
+    weight: Array  # f32[S, B] of the pairs, 0 for padding of the last batch
     slots: Array  # i32[T] = arange, T >= history entries of any batch
     active: Array  # i32[K] = arange, K >= items touched by any batch; empty for encode="all"
 
@@ -80,7 +81,9 @@ class Batch(NamedTuple):
 
 
 # The arrays of `Constants` and `Batch` that are sharded over devices.
-SHARDING = ShardingSpec(constants=("features", "present", "indptr", "indices"), batch=("features",))
+SHARDING = ShardingSpec(
+    constants=("features", "present", "indptr", "indices", "weights"), batch=("features",)
+)
 
 
 class Histories(NamedTuple):
@@ -90,6 +93,7 @@ class Histories(NamedTuple):
     row: Array  # i32[T]: the batch row it belongs to, B where the slot is unused
     first_row: Array  # i32[B]: the first row of the same user, to which the history belongs
     length: Array  # i32[B]: of the row's user, on all devices; 0 for rows of weight 0
+    weight: Array | None = None  # f32[T], 0 where the slot is unused; None: 1
 
 
 def gather_histories(constants: Constants, user: Array, weight: Array, slots: Array) -> Histories:
@@ -115,8 +119,12 @@ def gather_histories(constants: Constants, user: Array, weight: Array, slots: Ar
     row = jnp.repeat(row_number, entries, total_repeat_length=slots.shape[0])
     used = slots < end[-1]
     at = constants.indptr[user[row]] + slots - (end - entries)[row]
-    item = constants.indices[jnp.where(used, at, 0)]
-    return Histories(item, jnp.where(used, row, rows), first_row, length)
+    at = jnp.where(used, at, 0)
+    weights = None
+    if constants.weights is not None:
+        weights = jnp.where(used, constants.weights[at], 0.0)
+    item = constants.indices[at]
+    return Histories(item, jnp.where(used, row, rows), first_row, length, weights)
 
 
 def unpack(
@@ -190,6 +198,11 @@ def prepare(
     local[warm] = np.arange(len(warm))
     pair_user, pair_item = split.train.user, local[split.train.item]
     histories = Csr.from_pairs(pair_user, pair_item, split.train.num_users)
+    pair_weight, entry_weight = split.train.weight, None
+    if pair_weight is not None:
+        # Their mean is 1, so that sums neither overflow nor vanish; only ratios count.
+        pair_weight = (pair_weight / pair_weight.mean(dtype=np.float64)).astype(np.float32)
+        entry_weight = pair_weight[np.argsort(pair_user, kind="stable")]
 
     # Every device has features and histories of `items` items; the last ones may be padding.
     shards = devices.n
@@ -220,6 +233,11 @@ def prepare(
         own = histories.indices[owner == shard] - np.int32(shard * items)
         return np.pad(own, (0, entries_of_shard.max() - len(own)))
 
+    def weights_of(shard: int) -> np.ndarray:
+        assert entry_weight is not None
+        own = entry_weight[owner == shard]
+        return np.pad(own, (0, entries_of_shard.max() - len(own)))
+
     def moments_of(items: np.ndarray) -> tuple[Moments, ...]:
         return tuple(
             catalogue_moments(table, items[p[items]])
@@ -242,6 +260,7 @@ def prepare(
         ),
         length=length,
         unsharded=unsharded,
+        weights=None if entry_weight is None else devices.stack(weights_of),
     )
 
     def encode_items(params: nnx.State, features: ContentFeatures | None) -> np.ndarray:
@@ -275,7 +294,7 @@ def prepare(
         return devices.put(np.arange(size, dtype=np.int32))
 
     def batches(rng: np.random.Generator) -> Iterator[Batch]:
-        pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng)
+        pairs = shuffled_pairs(pair_user, pair_item, batch_size, rng, weight=pair_weight)
         # An epoch is small beside the arrays of one device, not beside a shard of them.
         placed = devices.put(pairs) if devices.mesh is None else None
 

@@ -83,7 +83,8 @@ def _loss(
         frozen_row = jnp.concatenate([jax.lax.stop_gradient(table[:1]), table[1:]])
         table, classes = frozen_row, classes if _drifts(model, constants) else frozen_row
     hidden = model(table, tokens, drop, additive=reference)
-    count = jnp.sum(tokens.target > 0, dtype=hidden.dtype)
+    is_target = tokens.target > 0
+    count = jnp.sum(is_target if tokens.weight is None else tokens.weight, dtype=hidden.dtype)
     if reference:
         target = jnp.where(tokens.target > 0, tokens.target, -1)
     else:
@@ -91,12 +92,19 @@ def _loss(
         target = tokens.target - 1
     if objective.loss == "full":
         hidden, classes = (rounded(x, objective.compute) for x in (hidden, classes))
-        total = linear_entmax_sum(hidden, classes, target, objective.alpha, tau=objective.tau)
+        total = linear_entmax_sum(
+            hidden,
+            classes,
+            target,
+            objective.alpha,
+            tau=objective.tau,
+            weights=tokens.weight,
+        )
     else:
         count_all = classes.shape[0]
         drawn = jax.random.randint(draw, (objective.negatives,), 0, count_all)
         rows = classes[jnp.clip(target, 0, count_all - 1)], classes[drawn]
-        total = sampled_loss(hidden, *rows, drawn, target, count_all, objective)
+        total = sampled_loss(hidden, *rows, drawn, target, count_all, objective, tokens.weight)
     return total, (count, model_state, {})
 
 
@@ -234,6 +242,8 @@ def build(
     _check(locals())
     if reference and devices.shard_items:
         raise ValueError("model.reference=True has row 0 as a class; it needs shard_items=False")
+    if dataset.weights is not None and devices.shard_items:
+        raise ValueError("weights of clicks need shard_items=False")
     batches = _Batches(dataset, max_length, windows, batch_size, reference, devices)
     content = None if item_table == "random" else contents(dataset, dim, reduce)[0]
     warm = dataset.num_warm
@@ -405,7 +415,14 @@ class _Batches:
         reference: bool,
         devices: parallel.Devices,
     ):
-        self._windows = windows(dataset.train, max_length, which)
+        # Of positions in `train.indices`, so that items and weights follow from them.
+        train = dataset.train
+        entries = Csr(train.indptr, np.arange(len(train.indices), dtype=np.int32))
+        self._windows = windows(entries, max_length, which)
+        self._items, self._weights = train.indices, dataset.weights
+        if self._weights is not None:  # their mean is 1: only ratios count
+            mean = self._weights.mean(dtype=np.float64)
+            self._weights = (self._weights / mean).astype(np.float32)
         lengths = self._windows.counts - 1
         if not len(lengths):
             raise DataError(
@@ -427,19 +444,30 @@ class _Batches:
             for start in range(0, len(order), self._batch_size):
                 rows = self._windows.take(order[start : start + self._batch_size])
                 inputs, targets = packing.inputs_and_targets(rows)
+                inputs = inputs._replace(indices=self._items[inputs.indices])
                 if self._reference:
                     tokens = packing.pad_shards(inputs, targets, devices.n)
                 else:
                     tokens = packing.pack_shards(inputs, targets, self._capacity, devices.n)
+                tokens = self._look_up(tokens)
                 yield tokens if devices.mesh is None else devices.put(tokens, sharded=True)
 
         return prefetch(batches())
+
+    def _look_up(self, tokens: Tokens) -> Tokens:
+        """Tokens whose targets, given as positions from 1, are items; and their weights."""
+        position = tokens.target - 1
+        weight = None
+        if self._weights is not None:
+            weight = np.where(position >= 0, self._weights[position], 0).astype(np.float32)
+        target = np.where(position >= 0, self._items[position] + 1, 0).astype(np.int32)
+        return tokens._replace(target=target, weight=weight)
 
     def examples(self, rng: np.random.Generator, number: int) -> dict[str, np.ndarray]:
         """Users of a batch's windows, and the last target of each."""
         size = self._batch_size
         taken = rng.permutation(self._windows.rows)[number * size : (number + 1) * size]
-        last = self._windows.indices[self._windows.indptr[taken + 1] - 1]
+        last = self._items[self._windows.indices[self._windows.indptr[taken + 1] - 1]]
         return {"user": self._users[taken], "item": self._item_ids[last]}
 
 

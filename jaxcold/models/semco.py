@@ -119,22 +119,24 @@ def sampled_entmax(
 def user_vectors(
     item_rows: Array, histories: Histories, left_out: Array | None, axis: str | None = None
 ) -> Array:
-    """Unit means of the embeddings of each row's history.
+    """Unit means of the embeddings of each row's history, by weight where entries have one.
 
     Args:
         item_rows: [n, D] embeddings, those of the device's items.
         histories: of the B rows; its `item` are rows of `item_rows`.
-        left_out: [b, D] one embedding per row that its mean leaves out, or None.
+        left_out: [b, D] one embedding per row, times its weight, that its mean leaves out; or
+            None.
         axis: of the devices, which add up their items' embeddings; each returns its shard of the
             B rows, b.
 
     Returns:
         [b, D] unit rows; zero for an empty history.
     """
-    item, row, first_row, length = histories
-    total = jax.ops.segment_sum(
-        item_rows[item], row, num_segments=length.shape[0], indices_are_sorted=True
-    )[first_row]
+    item, row, first_row, length, weight = histories
+    rows = item_rows[item] if weight is None else item_rows[item] * weight[:, None]
+    total = jax.ops.segment_sum(rows, row, num_segments=length.shape[0], indices_are_sorted=True)[
+        first_row
+    ]
     total, length = parallel.scatter_sum(total, axis), parallel.shard(length, axis)
     if left_out is not None:
         total = total - left_out
@@ -175,7 +177,10 @@ def contrast(
     """
     leave_out = user_vector == "leave_one_out"
     targets = parallel.gather_rows(rows, positive, axis)
-    users = user_vectors(rows, histories, targets if leave_out else None, axis)
+    left_out = targets if leave_out else None
+    if leave_out and histories.weight is not None:
+        left_out = targets * parallel.shard(weight, axis)[:, None]
+    users = user_vectors(rows, histories, left_out, axis)
     losses = sampled_entmax(
         users,
         parallel.gather(targets, axis),

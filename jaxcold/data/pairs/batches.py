@@ -18,7 +18,7 @@ class Pairs(NamedTuple):
 
     user: np.ndarray  # i32[S, B]
     item: np.ndarray  # i32[S, B]
-    weight: np.ndarray  # f32[S, B]; 0 marks the padding of the last batch
+    weight: np.ndarray  # f32[S, B], of the pairs; 0 marks the padding of the last batch
 
 
 def shuffled_pairs(
@@ -27,6 +27,7 @@ def shuffled_pairs(
     batch_size: int,
     rng: np.random.Generator,
     most: int | None = None,
+    weight: np.ndarray | None = None,
 ) -> Pairs:
     """Shuffles all pairs into batches; the last, short one is padded with its last pair.
 
@@ -36,6 +37,7 @@ def shuffled_pairs(
         batch_size: B.
         rng: decides the order.
         most: number of batches to return, the first ones; None returns all.
+        weight: f32[n] of the pairs; None: 1.
     """
     # Equals `permutation(n)` in half the memory: int32 instead of int64.
     order = rng.permutation(np.arange(len(user), dtype=np.int32))
@@ -43,11 +45,11 @@ def shuffled_pairs(
     steps = steps if most is None else min(steps, most)
     places = steps * batch_size
     order = order[:places]
-    weight = np.ones(places, np.float32)
-    weight[len(order) :] = 0
+    weights = np.zeros(places, np.float32)
+    weights[: len(order)] = 1 if weight is None else weight[order]
     order = np.pad(order, (0, places - len(order)), mode="edge")
     shape = (steps, batch_size)
-    return Pairs(user[order].reshape(shape), item[order].reshape(shape), weight.reshape(shape))
+    return Pairs(user[order].reshape(shape), item[order].reshape(shape), weights.reshape(shape))
 
 
 def round_up(size: int) -> int:

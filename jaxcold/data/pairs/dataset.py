@@ -23,6 +23,7 @@ class Interactions(NamedTuple):
     num_users: int
     num_items: int
     time: np.ndarray | None = None  # i64[n], in the file's unit; None where there is no order
+    weight: np.ndarray | None = None  # f32[n], above 0: how much a pair counts; None: 1
 
     def by_user(self) -> Csr:
         """Csr of ``num_users`` rows: the items of each user, in file order."""
@@ -31,7 +32,8 @@ class Interactions(NamedTuple):
     def take(self, rows: np.ndarray) -> "Interactions":
         """The interactions at those rows; users and items keep their ids and numbers."""
         time = None if self.time is None else self.time[rows]
-        return self._replace(user=self.user[rows], item=self.item[rows], time=time)
+        weight = None if self.weight is None else self.weight[rows]
+        return self._replace(user=self.user[rows], item=self.item[rows], time=time, weight=weight)
 
     def pairs(self) -> np.ndarray:
         """i32[n, 2]: user and item side by side."""

@@ -31,6 +31,7 @@ class Tokens(NamedTuple):
     target: Any  # i32[T], from 1; 0 is none
     buckets: tuple[Any, ...]  # i32[n, length] each: index of a token, T for none
     slot: Any  # i32[T]: slot of each token among those of all buckets; their number for padding
+    weight: Any = None  # f32[T], of the targets; None: 1
 
 
 def capacity_for(lengths: np.ndarray, batch_size: int) -> Capacity:
@@ -173,7 +174,7 @@ def _iterate_shards(
 def _concatenate(shards: list[Tokens]) -> Tokens:
     if len(shards) == 1:
         return shards[0]
-    item, position, target, shapes, slot = zip(*shards, strict=True)
+    item, position, target, shapes, slot, _ = zip(*shards, strict=True)
     join = np.concatenate
     return Tokens(
         join(item),

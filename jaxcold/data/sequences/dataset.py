@@ -41,6 +41,7 @@ class SequenceDataset:
     item_ids: np.ndarray  # external ids, row = item id
     statistics: Mapping[str, int]  # counts for the report
     sources: Mapping[str, str] = field(default_factory=dict)  # file that was read -> its SHA-256
+    weights: np.ndarray | None = None  # f32[n], of the entries of `train` as targets; None: 1
 
     def without_tests(self) -> "SequenceDataset":
         """The data to choose with: no test sequence is left. Cold items keep their content."""
