@@ -87,13 +87,13 @@ def decode(
 
 
 def uniformity(mean: Array, weight: Array) -> Array:
-    """``log mean_{a<b} exp(-2 |n_a - n_b|^2)`` over the rows of weight 1."""
+    """``log mean_{a<b} exp(-2 |n_a - n_b|^2)`` over the rows of weight 1; of one row, 0."""
     rows = unit_rows(mean)
     square = jnp.sum(rows * rows, axis=1)
     distance = square[:, None] + square[None, :] - 2 * rows @ rows.T
     pairs = jnp.triu(weight[:, None] * weight[None, :], 1)
-    count = jnp.maximum(jnp.sum(pairs), 1)
-    return jnp.log(jnp.sum(pairs * jnp.exp(-2 * distance)) / count)
+    count, total = jnp.sum(pairs), jnp.sum(pairs * jnp.exp(-2 * distance))
+    return jnp.log(jnp.where(count > 0, total / jnp.maximum(count, 1), 1.0))
 
 
 def loss_terms(

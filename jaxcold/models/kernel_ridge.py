@@ -91,6 +91,13 @@ def _inverse_factor(tile: Array) -> Array:
 Factor = list[list[Array]]
 
 
+def tiles_of(rows: np.ndarray) -> list[Array]:
+    """f32[n, D] in blocks of one size, at most `_TILE` rows; the last one is padded with zeros."""
+    count = -(-len(rows) // _TILE)
+    padded = np.pad(rows, ((0, -len(rows) % count), (0, 0)))
+    return [jnp.asarray(block) for block in np.split(padded, count)]
+
+
 def factorise(tiles: Sequence[Array], l2: float) -> Factor:
     """The Cholesky factor of ``K + l2 I``.
 
@@ -151,10 +158,9 @@ def kernel_ridge(
     catalogue = Catalogue.of(dataset, max_length, padding_item)
     white = whitening(catalogue)
     warm = encode(catalogue.content, white, catalogue.warm)  # f32[n, D]
-    count = -(-len(warm) // _TILE)
-    padding = -len(warm) % count
-    tiles = np.split(np.pad(warm, ((0, padding), (0, 0))), count)
-    lower = factorise([jnp.asarray(tile) for tile in tiles], l2)
+    tiles = tiles_of(warm)
+    padding = len(tiles) * len(tiles[0]) - len(warm)
+    lower = factorise(tiles, l2)
     landmarks = jnp.asarray(warm)
 
     def encode_items(params: Any, model_state: Any, content: Any = None) -> np.ndarray:
