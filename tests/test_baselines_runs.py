@@ -90,7 +90,7 @@ def test_negatives_are_warm_and_not_taken(root):
     data = tasks.of(config).load(config)
     sampler = Sampler.of(data, 16)
     rng = np.random.default_rng(0)
-    batches = list(sampler(rng))
+    batches = list(sampler.epoch(rng))
     assert len(batches) == sampler.steps
     assert sum(batch.weight.sum() for batch in batches) == len(data.split.train.user)
     for batch in batches:

@@ -39,10 +39,10 @@ class Backbone(NamedTuple):
 class Batch(NamedTuple):
     """Pairs of training, each with a warm item that its user has not taken in training."""
 
-    user: np.ndarray  # i32[B]
-    positive: np.ndarray  # i32[B]
-    negative: np.ndarray  # i32[B]
-    weight: np.ndarray  # f32[B]; 0 marks padding
+    user: Any  # i32[B]
+    positive: Any  # i32[B]
+    negative: Any  # i32[B]
+    weight: Any  # f32[B]; 0 marks padding
 
 
 class Constants(NamedTuple):
@@ -138,7 +138,7 @@ class Sampler(NamedTuple):
             item[taken] = rng.choice(self.warm, np.count_nonzero(taken))
         return item
 
-    def __call__(self, rng: np.random.Generator) -> Iterator[Batch]:
+    def epoch(self, rng: np.random.Generator) -> Iterator[Batch]:
         """One epoch."""
         pairs = shuffled_pairs(self.user, self.item, self.batch_size, rng)
         negative = self.negatives(rng, pairs.user)
@@ -359,7 +359,7 @@ def make_model(
         init=init,
         losses=losses,
         optimizers=optimizers,
-        batches=batches or sampler,
+        batches=batches or sampler.epoch,
         encode_items=encode_items,
         encode_users=encode_users,
         steps_per_epoch=sampler.steps,

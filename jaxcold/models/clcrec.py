@@ -51,10 +51,10 @@ class Constants(NamedTuple):
 class Batch(NamedTuple):
     """Pairs with their slots."""
 
-    user: np.ndarray  # i32[B]
-    slots: np.ndarray  # i32[B, 1 + n] items; the positive first
-    draws: np.ndarray  # i32[B, 1 + n] how often a slot was drawn to show its content
-    weight: np.ndarray  # f32[B]; 0 marks padding
+    user: Any  # i32[B]
+    slots: Any  # i32[B, 1 + n] items; the positive first
+    draws: Any  # i32[B, 1 + n] how often a slot was drawn to show its content
+    weight: Any  # f32[B]; 0 marks padding
 
 
 def encode(params: Any, content: Array) -> Array:

@@ -11,6 +11,7 @@ from its content alone. Eigenvectors are found once, on the host in float64, for
 products run on the device, `BLOCK` rows at a time, in float32.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -124,7 +125,8 @@ def _centred_gram(rows: Array, mean: Array, is_real: Array) -> Array:
     return jnp.matmul(rows.T, rows, precision="highest")
 
 
-class Projection(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Projection:
     """``(x - mean) @ kernel``, of norm one if `unit`; a row of zeros stays one."""
 
     mean: Array  # f32[F]

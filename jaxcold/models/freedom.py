@@ -241,7 +241,7 @@ def build(
 
     def batches(rng: np.random.Generator) -> Iterator[GraphBatch]:
         kept = Edges(*map(jnp.asarray, kept_edges(rng.spawn(1)[0], edges, edge_dropout)))
-        for pairs in sampler(rng):
+        for pairs in sampler.epoch(rng):
             yield GraphBatch(pairs, kept)
 
     model = make_model(

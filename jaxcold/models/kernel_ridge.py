@@ -33,6 +33,7 @@ from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.models.closed_form import (
     Catalogue,
+    Projection,
     RowMap,
     check_l2,
     encode,
@@ -227,10 +228,11 @@ def landmark_ridge(
         return _multiply(kernel(white(block), rows), inverse, right_t=True)
 
     projections = ridge_projections(catalogue, features, l2, _residual(catalogue, features))
-    return {
-        value: model_of_rows(catalogue, lambda block, p=projection: p(features(block)))
-        for value, projection in projections.items()
-    }
+
+    def of_features(projection: Projection) -> RowMap:
+        return lambda block: projection(features(block))
+
+    return {value: model_of_rows(catalogue, of_features(p)) for value, p in projections.items()}
 
 
 def _residual(catalogue: Catalogue, features: RowMap) -> float:
