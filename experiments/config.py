@@ -69,7 +69,7 @@ def get_config(
     c = config_dict.ConfigDict()
     c.about = about
     c.about_dataset = dataset  # of whose absence `about` tells
-    c.seeds = (0, 1, 2, 3, 4)  # one training run each; results are their mean and deviation
+    c.seeds = method.seeds  # one training run each; results are their mean and deviation
     # auto | jit | pmap | shard_map: the step on one device (jit), or on all; auto: by their number,
     # those that a CPU simulates not counted.
     c.parallel = "auto"

@@ -42,6 +42,7 @@ class Method(NamedTuple):
     # (config, data set, model, params, model_state, folder): saves what serves recommendations;
     # None: the vectors of users and items, see `jaxcold.estimators.vectors`
     save: Callable[..., None] | None = None
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # default; one where nothing is random
 
 
 def names() -> list[str]:

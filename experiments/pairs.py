@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 from ml_collections import config_dict
 
+from experiments import closed_forms
 from experiments.task import Task, content_findings, data_options
 from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.data.pairs.evaluation import slices
@@ -39,9 +40,8 @@ def same_split(path: pathlib.Path, dataset: Dataset) -> bool:
 
 
 def _baselines(config: config_dict.ConfigDict, dataset: Dataset) -> dict[str, Model]:
-    """Content-KNN, and the oracle if there is one."""
-    del config
-    models = {"content_knn": content_knn.build(dataset)}
+    """Content-KNN, closed forms, and the oracle if there is one."""
+    models = {"content_knn": content_knn.build(dataset), **closed_forms.baselines(config, dataset)}
     if (oracle := dataset.oracle) is not None:
         models["oracle"] = untrained(lambda *_: oracle.item, lambda *_: oracle.user)
     return models

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from ml_collections import config_dict
 
+from experiments import closed_forms
 from experiments.method import ConfigError
 from experiments.task import Task, content_findings, data_options
 from jaxcold.data.pairs.dataset import SETS as SPLIT_NAMES
@@ -119,7 +120,7 @@ def _baselines(config: config_dict.ConfigDict, dataset: SequenceDataset) -> dict
         max_length=config.model.get("max_length"),
         padding_item=config.model.get("reference", False),
     )
-    return {"content_knn": knn}
+    return {"content_knn": knn, **closed_forms.baselines(config, dataset)}
 
 
 def _save(config, dataset, model, params, model_state, folder: pathlib.Path) -> None:  # type: ignore[no-untyped-def]

@@ -1,22 +1,28 @@
 """Item cold-start recommendation in JAX.
 
-``jaxcold.SEMCo`` recommends by content, ``jaxcold.SASRec`` by the order of what a user took: fit
-one on data frames, embed new items, recommend, save. ``jaxcold.load(folder)`` reads a saved one.
-Names are imported when they are first used, so that ``import jaxcold.sparse`` brings in JAX and
-nothing else.
+``jaxcold.SEMCo`` recommends by content, ``jaxcold.Linear`` too, in closed form, ``jaxcold.SASRec``
+by the order of what a user took: fit one on data frames, embed new items, recommend, save.
+``jaxcold.load(folder)`` reads a saved one. Names are imported when they are first used, so that
+``import jaxcold.sparse`` brings in JAX and nothing else.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxcold.estimators.linear import Linear as Linear
     from jaxcold.estimators.load import load as load
     from jaxcold.estimators.sasrec import SASRec as SASRec
     from jaxcold.estimators.semco import SEMCo as SEMCo
 
 __version__ = "0.1.0"
-_HOMES = {"SEMCo": "estimators.semco", "SASRec": "estimators.sasrec", "load": "estimators.load"}
-__all__ = ["SASRec", "SEMCo", "load"]
+_HOMES = {
+    "Linear": "estimators.linear",
+    "SASRec": "estimators.sasrec",
+    "SEMCo": "estimators.semco",
+    "load": "estimators.load",
+}
+__all__ = ["Linear", "SASRec", "SEMCo", "load"]
 
 
 def __getattr__(name: str) -> Any:

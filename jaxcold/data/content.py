@@ -70,6 +70,25 @@ def take_unit_rows(table: np.ndarray, present: np.ndarray, ids: np.ndarray) -> n
     return rows
 
 
+def stacked_unit_rows(
+    tables: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], ids: np.ndarray
+) -> np.ndarray:
+    """f32[n, F]: the unit rows of all modes side by side, of norm sqrt(modes) where all are there.
+
+    Args:
+        tables: mode -> [I, D_m] features of any float type, possibly memory-mapped; F is the sum
+            of their widths.
+        present: mode -> bool[I]; where False the mode's numbers are zero.
+        ids: int[n]; -1 for a row of zeros.
+
+    Raises:
+        DataError: see `take`.
+    """
+    return np.concatenate(
+        [take_unit_rows(table, present[mode], ids) for mode, table in tables.items()], axis=1
+    )
+
+
 def history_means(
     histories: Csr, item: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:

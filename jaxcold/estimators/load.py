@@ -8,19 +8,21 @@ from jaxcold.estimators import artifact, schema
 from jaxcold.types import DataError
 
 if TYPE_CHECKING:
+    from jaxcold.estimators.linear import Linear
     from jaxcold.estimators.sasrec import SASRec
     from jaxcold.estimators.semco import SEMCo
     from jaxcold.estimators.vectors import Vectors
 
 # Kind in model.json -> module and class, imported when needed: SASRec brings scikit-learn.
 _CLASSES = {
+    "linear": ("linear", "Linear"),
     "semco": ("semco", "SEMCo"),
     "sasrec": ("sasrec", "SASRec"),
     "vectors": ("vectors", "Vectors"),
 }
 
 
-def load(folder: str | os.PathLike) -> "SEMCo | SASRec | Vectors":
+def load(folder: str | os.PathLike) -> "SEMCo | Linear | SASRec | Vectors":
     """Reads what the `save` of any recommender wrote.
 
     Raises:

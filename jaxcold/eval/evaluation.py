@@ -57,3 +57,20 @@ def evaluate_model(
         )
         result[name] = evaluate(lists, eval_slice, cutoffs)
     return result
+
+
+def best_on_validation(
+    models: Mapping[float, Model], eval_slice: EvalSlice, cutoff: int
+) -> tuple[float, dict[float, float]]:
+    """The key of the model without training whose NDCG is best, and the NDCG of every key.
+
+    Args:
+        models: by the value that tells them apart; of equal scores the first one's wins.
+        eval_slice: of validation.
+        cutoff: length of the lists.
+    """
+    scores = {}
+    for value, model in models.items():
+        metrics = evaluate_model(model, *model.init(0), {"": eval_slice}, (cutoff,))[""]
+        scores[value] = metrics.mean()[f"ndcg@{cutoff}"]
+    return max(scores, key=scores.__getitem__), scores

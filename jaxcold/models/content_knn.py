@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcold.data.content import history_means, take_unit_rows, unit_rows
+from jaxcold.data.content import history_means, stacked_unit_rows, unit_rows
 from jaxcold.data.pairs.dataset import ContentFeatures, Dataset
 from jaxcold.data.sequences.batches import truncate
 from jaxcold.data.sequences.dataset import SequenceDataset
@@ -54,15 +54,22 @@ def build(
         params: Any, model_state: Any, item_vectors: np.ndarray, histories: Csr
     ) -> np.ndarray:
         del params, model_state
-        read = histories if max_length is None else truncate(histories, max_length)
-        last = read.indices.max(initial=-1)
-        if last >= len(item_vectors):
-            raise ValueError(
-                f"history item {last} has no content row; there are {len(item_vectors)}"
-            )
-        return history_means(read, item_vectors)
+        return means_of_last(histories, item_vectors, max_length)
 
     return untrained(encode_items, encode_users)
+
+
+def means_of_last(histories: Csr, item_vectors: np.ndarray, max_length: int | None) -> np.ndarray:
+    """f32[m, D]: unit mean of the vectors of the last `max_length` items of each history.
+
+    Raises:
+        ValueError: for an item without a vector.
+    """
+    read = histories if max_length is None else truncate(histories, max_length)
+    last = read.indices.max(initial=-1)
+    if last >= len(item_vectors):
+        raise ValueError(f"history item {last} has no content row; there are {len(item_vectors)}")
+    return history_means(read, item_vectors)
 
 
 def concatenated_unit_rows(content: ContentFeatures) -> np.ndarray:
@@ -90,9 +97,5 @@ def concatenated_unit_rows(content: ContentFeatures) -> np.ndarray:
         result = np.empty(shape, np.float32)
     for start in range(0, items, _CHUNK):
         ids = np.arange(start, min(start + _CHUNK, items))
-        modes = [
-            take_unit_rows(np.asanyarray(table), content.present[mode], ids)
-            for mode, table in content.tables.items()
-        ]
-        result[ids] = unit_rows(np.concatenate(modes, axis=1))
+        result[ids] = unit_rows(stacked_unit_rows(*content, ids))
     return result

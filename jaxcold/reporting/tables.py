@@ -27,7 +27,13 @@ CANDIDATES = {
 }
 # Of the terminal's table: title -> metric.
 COLUMNS = {"Recall": "recall", "NDCG": "ndcg", "MDG": "mdg", "Gini div.": "gini"}
-TITLES = {"random": "random", "content_knn": "content-KNN", "oracle": "oracle"}
+TITLES = {
+    "random": "random",
+    "content_knn": "content-KNN",
+    "whitened_knn": "whitened KNN",
+    "ridge": "ridge",
+    "oracle": "oracle",
+}
 
 _REQUIRED = ("config", "metrics", "seconds", "peak_memory_bytes")
 # Columns of a test in results.md: its key, the title and how the number is written.
