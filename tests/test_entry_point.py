@@ -94,6 +94,13 @@ def test_what_does_not_fit_into_memory_is_refused_with_its_size(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_batch_far_beyond_the_examples_is_refused_at_once(config, tmp_path):
+    with config.unlocked():
+        config.train.batch_size = 10**8
+    with pytest.raises(ValueError, match=r"batch_size=100000000 is beyond the \d+ training"):
+        runner.run(config, tmp_path / "run")
+
+
 def test_negatives_that_do_not_fit_into_memory_are_refused(tmp_path):
     write_log(tmp_path / "data")
     config = movielens.get_config("sasrec_frozen")

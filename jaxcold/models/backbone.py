@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 from jaxcold.data.content import stacked_unit_rows
-from jaxcold.data.pairs.batches import shuffled_pairs
+from jaxcold.data.pairs.batches import check_batch_size, shuffled_pairs
 from jaxcold.data.pairs.dataset import ContentFeatures, Dataset
 from jaxcold.models.transforms import adam_coupled_l2
 from jaxcold.types import Csr, DataError, Model
@@ -107,8 +107,7 @@ class Sampler(NamedTuple):
             ValueError: for a batch size below 1.
             DataError: if a user has taken every warm item.
         """
-        if batch_size < 1:
-            raise ValueError(f"train.batch_size is at least 1, not {batch_size}")
+        check_batch_size(batch_size, len(dataset.split.train.user))
         train, warm = dataset.split.train, dataset.split.warm_items
         full = np.flatnonzero(train.by_user().counts >= len(warm))
         if len(full):

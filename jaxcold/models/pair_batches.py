@@ -18,6 +18,7 @@ from jaxcold.data import content as vectors
 from jaxcold.data.pairs.batches import (
     SAMPLE,
     capacity_of_steps,
+    check_batch_size,
     group_by_shard,
     prefetch,
     round_up,
@@ -181,8 +182,7 @@ def prepare(
     """
     choose("encode", encode, ENCODE)
     choose("batch_norm", batch_norm, BATCH_NORM)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is at least 1, not {batch_size}")
+    check_batch_size(batch_size, len(dataset.split.train.user))
     if stream and encode != "active":
         raise ValueError("features stay on the host (data.mmap) only with model.encode='active'")
 

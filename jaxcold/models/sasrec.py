@@ -31,7 +31,7 @@ from jax import Array
 
 from jaxcold import parallel
 from jaxcold.data import content as vectors
-from jaxcold.data.pairs.batches import prefetch
+from jaxcold.data.pairs.batches import check_batch_size, prefetch
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences.batches import Tokens, truncate
 from jaxcold.data.sequences.dataset import SequenceDataset
@@ -430,6 +430,7 @@ class _Batches:
             )
         self._users = dataset.user_ids[window_rows(dataset.train, max_length, which)]
         self._item_ids = dataset.item_ids
+        check_batch_size(batch_size, self._windows.rows)
         self._batch_size, self._reference, self._devices = batch_size, reference, devices
         self._capacity = packing.capacity_for(lengths, -(-batch_size // devices.n))
         self.steps = -(-self._windows.rows // batch_size)

@@ -12,6 +12,20 @@ T = TypeVar("T")
 # Steps whose needs decide the capacity for all steps.
 SAMPLE = 1024
 
+# A batch of more is made on the host for minutes before its memory is known.
+_LARGEST = 1 << 24
+
+
+def check_batch_size(batch_size: int, examples: int) -> None:
+    """Raises a ValueError unless a batch has an example, and more than 2^24 only for as many."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, not {batch_size}")
+    if batch_size > max(_LARGEST, examples):
+        raise ValueError(
+            f"batch_size={batch_size} is beyond the {examples} training examples; "
+            f"set at most {examples}"
+        )
+
 
 class Pairs(NamedTuple):
     """One epoch of shuffled (user, item) pairs in S batches of B."""
