@@ -128,7 +128,7 @@ class SASRec(Recommender):
             learning_rate: of Adam.
             val_fraction: fraction of the users that is held out, from 0 and below 1. With 0 all
                 users train, the last epoch is served and nothing is compared. Unset, .1.
-            patience: epochs without a better NDCG@10 after which training ends.
+            patience: evaluations without a better NDCG@10 after which training ends: one an epoch.
             seed: equal seeds and data give equal models on one machine.
             user: column of the users' ids.
             item: column of the items' ids.
@@ -237,7 +237,7 @@ class SASRec(Recommender):
                 "ndcg@10",
                 patience,
                 baselines,
-                every=-(-20 // model.steps_per_epoch),
+                every=1 if epochs else -(-20 // model.steps_per_epoch),
             )
         trained = train(
             "SASRec",
