@@ -13,6 +13,9 @@ from jaxcold.models import aldi, clcrec, freedom, gar, gorec, heater
 from jaxcold.models.backbone import Backbone, Batch, scale_magnitudes
 from jaxcold.train.step import TrainState, init_state, make_step
 
+# Float64 references, and Optax's steps by hand.
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 
 

@@ -269,7 +269,7 @@ def test_the_split_loss_is_the_loss(alpha, x64):
         return linear_entmax_sum(h, W[1:27], jnp.maximum(targets - 1, -1), alpha, tau=0.7)
 
     def body(h, W):
-        row = parallel.index("devices") * len(W) + jnp.arange(len(W))
+        row = parallel.index("devices") * len(W) + jnp.arange(len(W), dtype=jnp.int32)
         there = (row > 0) & (row < 27)  # the last device has no item at all
 
         def part(h, W):

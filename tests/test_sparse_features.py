@@ -157,6 +157,7 @@ def test_normmax_loss(order, x64):
     np.testing.assert_allclose(sparse.normmax_loss(Z, p, order), 0, atol=1e-12)
 
 
+@pytest.mark.usefixtures("standard_promotion")  # of Optax
 def test_sparsemax_loss_is_that_of_optax(x64):
     labels = np.array([0, 5, 2])
     close(sparse.sparsemax_loss(Z, labels), optax.losses.multiclass_sparsemax_loss(Z, labels))

@@ -234,7 +234,9 @@ def test_twins_take_the_score_of_the_first_of_them(monkeypatch):
     matmul = jax.numpy.matmul
 
     def by_position(a, b, **options):
-        return matmul(a, b, **options) * (1 + jax.numpy.arange(b.shape[1])[None, :] * 1e-6)
+        return matmul(a, b, **options) * (
+            1 + jax.numpy.arange(b.shape[1], dtype=np.float32)[None, :] * 1e-6
+        )
 
     monkeypatch.setattr(ranking.jnp, "matmul", by_position)
     user = rng.standard_normal((2, 3), np.float32)

@@ -97,10 +97,10 @@ class Block(nnx.Module):
         """[T, d] -> [T, d]; without a key nothing is dropped."""
         keys = split_key(key, 3)
         q = self.norm1(x)
-        y = q + self.out(self._attend(q, x, tokens, keys[0], additive))
+        y = q + self.out(self._attend(q, x, tokens, keys[0], additive)).astype(q.dtype)
         z = self.norm2(y)
         inner = jax.nn.relu(dropout(self.first(z), self.dropout, keys[1]))
-        return z + dropout(self.second(inner), self.dropout, keys[2])
+        return z + dropout(self.second(inner), self.dropout, keys[2]).astype(z.dtype)
 
     def _attend(
         self, q: Array, x: Array, tokens: Tokens, key: Array | None, additive: bool

@@ -76,6 +76,7 @@ def loss_terms(
     cosine = jnp.einsum("bd,bnd->bn", unit_rows(ids[:, 0]), unit_rows(features)[batch.slots])
     # The published code's gradient into F counts a slot as often as it was drawn.
     times = batch.draws if reference else jnp.minimum(batch.draws, 1)
+    times = times.astype(shown.dtype)
     fixed = jax.lax.stop_gradient(shown)
     shown = fixed + times[:, :, None] * (shown - fixed)
     rows = jnp.where((batch.draws > 0)[:, :, None], shown, ids)
