@@ -14,7 +14,7 @@ text = pd.DataFrame(np.random.default_rng(0).normal(size=(7, 3)))  # item 6 is c
 
 semco = jaxcold.SEMCo.fit(log, {"text": text}, epochs=1, hidden=4, out=2, progress=False)
 sasrec = jaxcold.SASRec.fit(
-    log, text, epochs=1, progress=False, dim=2, max_length=4, blocks=1, dropout=0.0
+    log, text, epochs=1, progress=False, dim=2, max_length=4, blocks=1, dropout=0.0, val_fraction=0
 )
 for model, asked in ((semco, [3]), (sasrec, {3: [0, 1]})):
     assert model.cold_items.tolist() == [6]
