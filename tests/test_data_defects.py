@@ -9,7 +9,7 @@ import pytest
 from jaxcold.data import content, load
 from jaxcold.data.sequences.load import load_sequences
 from jaxcold.data.sequences.split import drop_repeated_rows, ordered_rows
-from jaxcold.types import Csr, DataError
+from jaxcold.types import DataError
 
 ITEMS = 12
 
@@ -130,17 +130,6 @@ def test_features_that_say_nothing_are_named():
     assert "every feature is zero" in lines[0]
     assert "all rows are equal" in lines[1]
     assert "1 of 2 columns are constant (1, counted from 0)" in lines[2]
-
-
-def test_history_means_by_chunks_are_those_at_once(monkeypatch):
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(ITEMS, 3)).astype(np.float32)
-    histories = Csr(np.array([0, 3, 3, 8]), rng.integers(0, ITEMS, 8).astype(np.int32))
-    expected = content.history_means(histories, content.unit_rows(table))
-    monkeypatch.setattr(content, "_CHUNK", 6)
-    means = content.mapped_history_means(histories, table, np.ones(ITEMS, bool))
-    np.testing.assert_allclose(means, expected, atol=1e-6)
-    assert (means[1] == 0).all()
 
 
 def test_a_split_that_declares_gigabytes_is_refused_unread(tmp_path):

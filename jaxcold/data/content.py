@@ -103,30 +103,6 @@ def history_means(
     return unit_rows(matrix @ item)  # the sum has the mean's direction
 
 
-def mapped_history_means(histories: Csr, table: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """f32[U, D]: as `history_means` of the unit rows of a table that is read a chunk at a time.
-
-    Args:
-        histories: U rows of item ids.
-        table: [I, D] features of any float type, possibly memory-mapped.
-        present: bool[I]; items without content add nothing.
-
-    Raises:
-        DataError: see `take`.
-    """
-    ones = np.ones(len(histories.indices), np.float32)
-    matrix = scipy.sparse.csr_array(
-        (ones, histories.indices, histories.indptr), (histories.rows, len(table))
-    ).tocsc()
-    total = np.zeros((histories.rows, table.shape[1]), np.float32)
-    used = np.unique(histories.indices)
-    step = max(1, _CHUNK // table.shape[1])
-    for start in range(0, len(used), step):
-        ids = used[start : start + step]
-        total += matrix[:, ids] @ take_unit_rows(table, present, ids)
-    return unit_rows(total)
-
-
 def distinct_rows(tables: Mapping[str, np.ndarray]) -> int:
     """How many items differ in content: distinct rows over all modes, by a hash of their bytes.
 
