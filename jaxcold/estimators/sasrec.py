@@ -471,7 +471,7 @@ class SASRec(Recommender):
 
 
 def default_sizes(users: int) -> tuple[int, int]:
-    """Batch size and epochs for so many training users: 1,000 steps or 100 epochs."""
+    """Batch size and epochs for so many training users: 900 steps or 100 epochs."""
     return sizes_for(users, batch=(users / 16, 16, 128), epochs=(100, 400))
 
 

@@ -347,7 +347,7 @@ class SEMCo(Recommender):
 
 
 def default_sizes(clicks: int) -> tuple[int, int]:
-    """Batch size and epochs for a log of so many clicks: 1,000 steps or 10 epochs."""
+    """Batch size and epochs for a log of so many clicks: 900 steps or 10 epochs."""
     return sizes_for(clicks, batch=(clicks / 64, 64, 2048), epochs=(10, 200))
 
 

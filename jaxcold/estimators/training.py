@@ -16,7 +16,7 @@ from jaxcold.train.loop import DivergedError, fit
 from jaxcold.train.step import TrainState, init_state, make_step
 from jaxcold.types import EvalSlice, Model
 
-_STEPS = 1000  # of the training that a small log gets by default
+_STEPS = 900  # of the training that a small log gets by default
 
 
 class Validation(NamedTuple):
