@@ -31,11 +31,7 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$want" ]; then
   echo "run.sh: setting up .venv ($extras); the first time takes a minute or two"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   rm -f "$stamp"
-  if command -v uv > /dev/null; then  # ten times faster
-    uv pip install --quiet --python .venv/bin/python --editable ".[$extras]"
-  else
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
-  fi
+  .ci/install .venv/bin/python --editable ".[$extras]"
   echo "$want" > "$stamp"
 fi
 

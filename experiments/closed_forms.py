@@ -18,7 +18,6 @@ from jaxcold.eval.evaluation import best_on_validation
 from jaxcold.models import closed_form
 from jaxcold.types import Model
 
-L2 = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 tuned = content_knn.tuned
 
 
@@ -81,6 +80,6 @@ def baselines(config: config_dict.ConfigDict, dataset: Any) -> dict[str, Model]:
     if config.model.name != "whitened_knn":
         result["whitened_knn"] = closed_form.whitened_knn(dataset, **options)
     if config.model.name != "ridge":
-        models = closed_form.ridge(dataset, l2=L2, **options)
+        models = closed_form.ridge(dataset, l2=closed_form.L2, **options)
         result["ridge"] = choose(models, config, dataset, "ridge")[1]
     return result

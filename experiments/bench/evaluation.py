@@ -42,7 +42,7 @@ def make_task(
     vectors[1] = vectors[1][np.arange(items) // twins]
     owner = np.repeat(np.arange(users), 7)
     positives = Csr.from_pairs(owner, rng.integers(0, items, len(owner)), users)
-    nothing = Csr(np.zeros(users + 1, np.int64), np.zeros(0, np.int32))
+    nothing = Csr.empty(users)
     pool = np.arange(items, dtype=np.int32)
     eval_slice = EvalSlice(
         np.arange(users, dtype=np.int32), nothing, positives, nothing, pool, pool

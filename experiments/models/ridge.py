@@ -13,7 +13,7 @@ from jaxcold.types import Model
 def fields() -> config_dict.ConfigDict:
     """config.model."""
     c = closed_forms.fields()
-    c.l2 = closed_forms.L2  # added to the diagonal; validation chooses among several
+    c.l2 = closed_form.L2  # added to the diagonal; validation chooses among several
     c.unit_rows = False  # items that are ranked have norm one
     return c
 

@@ -43,7 +43,6 @@ def check_fit(
     *,
     counts: Mapping[str, Any],
     numbers: Mapping[str, Any],
-    learning_rate: Any,
     seed: Any,
     val_fraction: Any,
     standardize: Any,
@@ -53,7 +52,6 @@ def check_fit(
     Args:
         counts: whole numbers from 1 by name; None of one that is unset.
         numbers: finite numbers by name; None of one that is unset.
-        learning_rate: above 0.
         seed: a whole number from 0.
         val_fraction: from 0 and below 1; None if unset.
         standardize: "auto", True or False.
@@ -65,7 +63,6 @@ def check_fit(
         if value is not None:
             check_integer(name, value, 1)
     check_integer("seed", seed, 0)
-    check_learning_rate(learning_rate)
     for name, value in {**numbers, "val_fraction": val_fraction}.items():
         if value is not None:
             check_number(name, value)

@@ -19,7 +19,6 @@ from jaxcold.models import closed_form
 from jaxcold.models.closed_form import Projection
 
 METHODS = ("ridge", "whitened_knn")
-L2 = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,7 +48,7 @@ class Linear(Recommender):
         *,
         items: Iterable[Hashable] | None = None,
         method: str = "ridge",
-        l2: float | Sequence[float] = L2,
+        l2: float | Sequence[float] = closed_form.L2,
         val_fraction: float | None = None,
         seed: int = 0,
         user: str = "user",
@@ -92,7 +91,6 @@ class Linear(Recommender):
         arguments.check_fit(
             counts={},
             numbers={"min_rating": min_rating},
-            learning_rate=1.0,
             seed=seed,
             val_fraction=val_fraction,
             standardize=standardize,

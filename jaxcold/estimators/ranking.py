@@ -52,7 +52,7 @@ def rank(
         count = len(rows) + padding
         vectors = np.concatenate([user[rows], np.zeros((padding, item.shape[1]), user.dtype)])
         indptr = np.concatenate([hidden.indptr, np.full(padding, hidden.indptr[-1])])
-        nothing = Csr(np.zeros(count + 1, np.int64), np.zeros(0, np.int32))
+        nothing = Csr.empty(count)
         eval_slice = EvalSlice(
             users=np.arange(count, dtype=np.int32),
             histories=nothing,

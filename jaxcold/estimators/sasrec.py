@@ -160,11 +160,11 @@ class SASRec(Recommender):
                 "dim": dim,
             },
             numbers={"max_delta_norm": max_delta_norm, "min_rating": min_rating},
-            learning_rate=learning_rate,
             seed=seed,
             val_fraction=val_fraction,
             standardize=standardize,
         )
+        arguments.check_learning_rate(learning_rate)
         _refuse_reference(options)
         names = frames.log_names(
             user=user, item=item, time=time, rating=rating, weight=weight, min_rating=min_rating

@@ -128,11 +128,11 @@ class SEMCo(Recommender):
         arguments.check_fit(
             counts={"epochs": epochs, "batch_size": batch_size, "patience": patience},
             numbers={"alpha": alpha, "l2": l2, "tau": tau, "min_rating": min_rating},
-            learning_rate=learning_rate,
             seed=seed,
             val_fraction=val_fraction,
             standardize=standardize,
         )
+        arguments.check_learning_rate(learning_rate)
         if l2 < 0:
             raise ValueError(f"l2 is a number from 0, not {l2}")
         names = frames.log_names(

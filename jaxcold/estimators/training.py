@@ -90,11 +90,9 @@ def train(
         DivergedError: if the loss is not finite, with what to try.
     """
     stopping = EarlyStopping(validation.patience if validation else None)
-    scores = (
-        {name: validation.score(m) for name, m in validation.baselines.items()}
-        if (validation)
-        else {}
-    )
+    scores = {}
+    if validation:
+        scores = {name: validation.score(m) for name, m in validation.baselines.items()}
     rows: list[dict[str, Any]] = []
     losses: list[float] = []
     kept: dict[str, Any] = {"stopping": stopping}

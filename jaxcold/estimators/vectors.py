@@ -54,7 +54,7 @@ class Vectors:
         item = np.asarray(model.encode_items(params, model_state), np.float32)
         if isinstance(dataset, SequenceDataset):
             ids = np.asarray(dataset.user_ids)[:0]
-            seen = Csr(np.zeros(1, np.int64), np.zeros(0, np.int32))
+            seen = Csr.empty(0)
             user = np.zeros((0, item.shape[1]), np.float32)
         else:
             ids, seen = np.asarray(dataset.user_ids), dataset.split.train.by_user()

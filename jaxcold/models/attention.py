@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from jaxcold.data.sequences.batches import Tokens
-from jaxcold.models.layers import Compute
+from jaxcold.models.layers import Compute, dropout
 
 INIT = 0.02  # standard deviation of fresh weights
 
@@ -39,14 +39,6 @@ def _permute_backward(indices: Any, cotangent: Array) -> tuple[Array, None, None
 
 
 _permute.defvjp(_permute_forward, _permute_backward)
-
-
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Dropout; without a key nothing is dropped."""
-    if key is None or rate == 0:
-        return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def split_key(key: Array | None, parts: int) -> list[Array | None]:

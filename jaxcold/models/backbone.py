@@ -7,6 +7,7 @@ magnitude scaling.
 A row of content is the unit rows of an item's M modes side by side, of norm sqrt(M).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -161,7 +162,7 @@ class Sampler(NamedTuple):
 def keys_of(seed: int) -> Iterator[Array]:
     """Keys of a seed's parameters, as many as are asked for."""
     key = jax.random.key(seed)
-    for number in range(10**6):
+    for number in itertools.count():
         yield jax.random.fold_in(key, number)
 
 
@@ -220,13 +221,6 @@ def batch_norm(layer: Layer, running: Layer, x: Array, weight: Array | None) -> 
         )
     scale = layer["scale"] * jax.lax.rsqrt(var + EPS)
     return (x - mean[None, :]) * scale[None, :] + layer["bias"][None, :], running
-
-
-def drop(key: Array, x: Array, rate: float) -> Array:
-    """Dropout: a fraction `rate` of the numbers becomes zero, the others grow to make up for it."""
-    if rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
 def weighted_mean(values: Array, weight: Array) -> Array:

@@ -12,6 +12,7 @@ products run on the device, `BLOCK` rows at a time, in float32.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from jaxcold.data.content import history_means, stacked_unit_rows, unit_rows
 from jaxcold.data.pairs.dataset import ContentFeatures, Dataset
 from jaxcold.data.sequences.batches import truncate
 from jaxcold.data.sequences.dataset import SequenceDataset
+from jaxcold.models import layers
 from jaxcold.models.content_knn import means_of_last
 from jaxcold.types import Csr, DataError, Model, untrained
 
@@ -31,6 +33,9 @@ from jaxcold.types import Csr, DataError, Model, untrained
 BLOCK = 1024
 # Directions in which warm items vary less than this fraction of the widest one say nothing.
 _RELATIVE_VARIANCE = 1e-6
+
+# Values of ridge's l2 to choose from, where none are given.
+L2 = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 RowMap = Callable[[np.ndarray | Array], Array]  # f32[BLOCK, F] -> f32[BLOCK, D], row by row
 
@@ -113,10 +118,7 @@ def _project(rows: Array, mean: Array, kernel: Array) -> Array:
     return jnp.where(jnp.any(rows != 0, axis=1, keepdims=True), projected, 0)
 
 
-@jax.jit
-def _unit(rows: Array) -> Array:
-    norm = jnp.sqrt(jnp.sum(rows * rows, axis=1, keepdims=True))
-    return jnp.where(norm > 0, rows / jnp.where(norm > 0, norm, 1), 0)
+_unit = jax.jit(functools.partial(layers.unit_rows, eps=0.0))
 
 
 @jax.jit

@@ -21,6 +21,7 @@ import optax
 from jax import Array
 
 from jaxcold.data.pairs.dataset import Dataset
+from jaxcold.models import layers
 from jaxcold.models.backbone import (
     Backbone,
     Batch,
@@ -34,7 +35,6 @@ from jaxcold.models.backbone import (
     constants_of,
     dense,
     dots,
-    drop,
     keys_of,
     make_model,
     norm_layer,
@@ -56,7 +56,7 @@ def generate(
     )
     hidden = jnp.tanh(hidden)
     if weight is not None:
-        hidden = drop(key, hidden, dropout)
+        hidden = layers.dropout(hidden, dropout, key)
     return apply_dense(generator["second"], hidden), running
 
 
@@ -84,6 +84,21 @@ def generator_terms(
     }
 
 
+def _vectors(
+    params: Any, model_state: Any, constants: Constants, batch: Batch, key: Array, dropout: float
+) -> tuple[Array, Array, Array, Any]:
+    """Users and positives of a batch, what is generated for these, and the running statistics."""
+    made, running = generate(
+        params["generator"],
+        model_state["running"],
+        constants.content[batch.positive],
+        batch.weight,
+        key,
+        dropout,
+    )
+    return constants.user[batch.user], constants.item[batch.positive], made, running
+
+
 def _heads_loss(
     params: Any,
     model_state: Any,
@@ -94,15 +109,7 @@ def _heads_loss(
     beta: float,
     dropout: float,
 ) -> tuple[Array, tuple[Array, Any, dict[str, Array]]]:
-    user, real = constants.user[batch.user], constants.item[batch.positive]
-    made, running = generate(
-        params["generator"],
-        model_state["running"],
-        constants.content[batch.positive],
-        batch.weight,
-        key,
-        dropout,
-    )
+    user, real, made, running = _vectors(params, model_state, constants, batch, key, dropout)
     negative = constants.item[batch.negative]
     terms = heads_terms(params["heads"], user, real, made, negative, batch.weight)
     mean = (1 - beta) * terms["adversarial"] + beta * terms["real"]
@@ -122,15 +129,7 @@ def _generator_loss(
     alpha: float,
     dropout: float,
 ) -> tuple[Array, tuple[Array, Any, dict[str, Array]]]:
-    user, real = constants.user[batch.user], constants.item[batch.positive]
-    made, running = generate(
-        params["generator"],
-        model_state["running"],
-        constants.content[batch.positive],
-        batch.weight,
-        key,
-        dropout,
-    )
+    user, real, made, running = _vectors(params, model_state, constants, batch, key, dropout)
     terms = generator_terms(model_state["heads"], user, real, made, batch.weight)
     mean = (1 - alpha) * terms["adversarial"] + alpha * terms["similarity"]
     total, count = summed(mean, batch.weight)

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 
 from jaxcold.data.pairs.dataset import Dataset
+from jaxcold.models import layers
 from jaxcold.models.backbone import (
     Backbone,
     Batch,
@@ -32,7 +33,6 @@ from jaxcold.models.backbone import (
     check,
     constants_of,
     dense,
-    drop,
     keys_of,
     make_model,
     norm_layer,
@@ -149,7 +149,7 @@ def _loss(
     first, second, third = jax.random.split(key, 3)
     if noise is None:
         noise = jax.random.normal(first, item.shape), jax.random.normal(second, item.shape)
-    shown = drop(third, content, dropout)
+    shown = layers.dropout(content, dropout, third)
     terms, running = loss_terms(params, model_state, content, item, batch.weight, noise, shown)
     mean = terms["reconstruction"] + uniformity_weight * terms["uniformity"]
     total, count = summed(mean + divergence_weight * terms["divergence"], batch.weight)

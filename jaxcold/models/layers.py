@@ -77,6 +77,14 @@ def unit_rows(x: Array, eps: float = 1e-12) -> Array:
     return jnp.where(zero, 0.0, x / jnp.maximum(norm, eps))
 
 
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Dropout; without a key nothing is dropped."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
 def named_arrays(state: nnx.State) -> dict[str, Any]:
     """The arrays of a state by path, such as "blocks/0/query/kernel"."""
     return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}

@@ -21,6 +21,7 @@ from jaxcold.data.pairs.batches import (
     check_batch_size,
     group_by_shard,
     prefetch,
+    relative_weights,
     round_up,
     shuffled_pairs,
     touched_items,
@@ -200,8 +201,7 @@ def prepare(
     histories = Csr.from_pairs(pair_user, pair_item, split.train.num_users)
     pair_weight, entry_weight = split.train.weight, None
     if pair_weight is not None:
-        # Their mean is 1, so that sums neither overflow nor vanish; only ratios count.
-        pair_weight = (pair_weight / pair_weight.mean(dtype=np.float64)).astype(np.float32)
+        pair_weight = relative_weights(pair_weight)
         entry_weight = pair_weight[np.argsort(pair_user, kind="stable")]
 
     # Every device has features and histories of `items` items; the last ones may be padding.

@@ -31,7 +31,7 @@ from jax import Array
 
 from jaxcold import parallel
 from jaxcold.data import content as vectors
-from jaxcold.data.pairs.batches import check_batch_size, prefetch
+from jaxcold.data.pairs.batches import check_batch_size, prefetch, relative_weights
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences.batches import Tokens, truncate
 from jaxcold.data.sequences.dataset import SequenceDataset
@@ -420,9 +420,8 @@ class _Batches:
         entries = Csr(train.indptr, np.arange(len(train.indices), dtype=np.int32))
         self._windows = windows(entries, max_length, which)
         self._items, self._weights = train.indices, dataset.weights
-        if self._weights is not None:  # their mean is 1: only ratios count
-            mean = self._weights.mean(dtype=np.float64)
-            self._weights = (self._weights / mean).astype(np.float32)
+        if self._weights is not None:
+            self._weights = relative_weights(self._weights)
         lengths = self._windows.counts - 1
         if not len(lengths):
             raise DataError(

@@ -17,8 +17,8 @@ from jax import Array
 from jaxcold import parallel
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences.batches import Tokens
-from jaxcold.models.attention import INIT, Block, dropout, split_key
-from jaxcold.models.layers import Compute, ModuleList, fill_state, named_arrays
+from jaxcold.models.attention import INIT, Block, split_key
+from jaxcold.models.layers import Compute, ModuleList, dropout, fill_state, named_arrays
 from jaxcold.types import Csr
 
 ItemTable = Literal["random", "content", "frozen", "delta"]

@@ -35,6 +35,11 @@ class Pairs(NamedTuple):
     weight: np.ndarray  # f32[S, B], of the pairs; 0 marks the padding of the last batch
 
 
+def relative_weights(weights: np.ndarray) -> np.ndarray:
+    """f32[n] weights divided by their mean: only ratios count, and sums neither grow nor vanish."""
+    return (weights / weights.mean(dtype=np.float64)).astype(np.float32)
+
+
 def shuffled_pairs(
     user: np.ndarray,
     item: np.ndarray,

@@ -45,8 +45,5 @@ def _slice(
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     users, row = np.unique(pairs[:, 0], return_inverse=True)
     positives = Csr.from_pairs(row, pairs[:, 1], len(users))
-    if exclude_history:
-        exclude = histories.take(users)
-    else:
-        exclude = Csr(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32))
+    exclude = histories.take(users) if exclude_history else Csr.empty(len(users))
     return EvalSlice(users.astype(np.int32), histories, positives, exclude, candidates, items)

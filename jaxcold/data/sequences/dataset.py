@@ -45,6 +45,6 @@ class SequenceDataset:
 
     def without_tests(self) -> "SequenceDataset":
         """The data to choose with: no test sequence is left. Cold items keep their content."""
-        none = Csr(np.zeros(1, np.int64), np.zeros(0, np.int32))
+        none = Csr.empty(0)
         empty = np.zeros(0, np.int32)
         return replace(self, test=EvalSequences(empty, none, empty))
