@@ -65,10 +65,27 @@ def train(setup: Setup, seed: int) -> tuple[BySlice, float]:
         training.log = stack.enter_context(log)
         state = training.run()
         state, epoch = training.chosen(state)
+        state = choose(setup, state)
         metrics = setup.evaluate(state, setup.slices)
         setup.say(training.record(epoch, metrics))
         save_model(setup, state, setup.workdir / "models" / f"seed_{seed}")
     return metrics, training.seconds_before
+
+
+def choose(setup: Setup, state: TrainState) -> TrainState:
+    """The state with what the method leaves to validation after training."""
+    model, name = setup.model, setup.task.headline
+    if model.choose is None:
+        return state
+
+    def score(params: Any, model_state: Any) -> float:
+        tried = state._replace(params=params, model_state=model_state)
+        metrics = setup.evaluate(tried, {name: setup.slices[name]})
+        return statistics.flatten(metrics)[headline(setup.config)]
+
+    return place(
+        model, state._replace(model_state=model.choose(state.params, state.model_state, score))
+    )
 
 
 def save_model(setup: Setup, state: TrainState, folder: pathlib.Path) -> None:

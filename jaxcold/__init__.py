@@ -1,7 +1,8 @@
 """Item cold-start recommendation in JAX.
 
-``jaxcold.SEMCo`` recommends by content, ``jaxcold.Linear`` too, in closed form, ``jaxcold.SASRec``
-by the order of what a user took: fit one on data frames, embed new items, recommend, save.
+``jaxcold.fit`` makes the recommender by content that we recommend. ``jaxcold.SEMCo`` is its trained
+part alone, ``jaxcold.Linear`` a closed form, ``jaxcold.SASRec`` recommends by the order of what a
+user took: fit one on data frames, embed new items, recommend, save.
 ``jaxcold.load(folder)`` reads a saved one. Names are imported when they are first used, so that
 ``import jaxcold.sparse`` brings in JAX and nothing else.
 """
@@ -10,6 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxcold.estimators.hybrid import Hybrid as Hybrid
+    from jaxcold.estimators.hybrid import fit as fit
     from jaxcold.estimators.linear import Linear as Linear
     from jaxcold.estimators.load import load as load
     from jaxcold.estimators.sasrec import SASRec as SASRec
@@ -17,12 +20,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _HOMES = {
+    "Hybrid": "estimators.hybrid",
     "Linear": "estimators.linear",
     "SASRec": "estimators.sasrec",
     "SEMCo": "estimators.semco",
+    "fit": "estimators.hybrid",
     "load": "estimators.load",
 }
-__all__ = ["Linear", "SASRec", "SEMCo", "load"]
+__all__ = ["Hybrid", "Linear", "SASRec", "SEMCo", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -157,6 +157,14 @@ class Model(NamedTuple):
     # Dispatched steps that may wait for the device; few where batches are large. A loss that is not
     # finite is seen this many steps late at most.
     in_flight: int = 16
+    # Arrays that no step reads and that a saved model needs beside its parameters.
+    saved: Any = None
+    # (params, model_state, score of such two on validation, higher is better) -> model_state: what
+    # a method leaves to validation once training has ended; None: nothing.
+    choose: Callable[[Any, Any, "Score"], Any] | None = None
+
+
+Score = Callable[[Any, Any], float]
 
 
 def untrained(encode_items: Callable[..., np.ndarray], encode_users: Callable[..., Any]) -> Model:

@@ -33,7 +33,7 @@ def small(config, root=None):
         config.seeds = (0,)
         config.data.root = None if root is None else str(root)
         config.model.update(hidden=8, out=4)
-        if config.model.name != "semco":
+        if "teacher_hidden" in config.model:
             config.model.update(teacher_hidden=8, teacher_out=6)
         config.train.update(epochs=2, batch_size=64)
         config.eval.update(cutoffs=(5,))

@@ -36,6 +36,7 @@ PAIRS = {
     "semco_online": {},
     "semco_online_patience": {"train.patience": 1},
     "content_knn": {},
+    "hybrid": {"model.width": 8},
 }
 
 
@@ -70,6 +71,8 @@ def test_of_pairs(name, data, tmp_path):
         users = (
             served.user
             if name == "content_knn"
+            else served.encoder.blend.users(served.item, eval_slice.histories)
+            if name == "hybrid"
             else history_means(eval_slice.histories, served.item)
         )
         lists = top_k(Representations(users, served.item), eval_slice, 5, tie_cutoffs=(5,))

@@ -6,7 +6,7 @@ import inspect
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,15 +80,15 @@ def check_learning_rate(value: Any) -> None:
 
 
 def check_options(
-    estimator: str, fit: Callable, build: Callable, options: Mapping[str, Any]
+    estimator: str, fit: Callable, builds: Sequence[Callable], options: Mapping[str, Any]
 ) -> None:
-    """Checks the names of options, and their types against the defaults of `build`.
+    """Checks the names of options, and their types against the defaults of the build functions.
 
     Raises:
-        TypeError: for a name that `build` lacks, with the closest one, or for a value of another
+        TypeError: for a name that they lack, with the closest one, or for a value of another
             type.
     """
-    known = inspect.signature(build).parameters
+    known = _parameters(builds)
     own = [name for name in inspect.signature(fit).parameters if name != "options"]
     names = [name for name in known if name not in ("dataset", "devices", "reference")]
     for name, value in options.items():
@@ -107,9 +107,19 @@ def check_options(
             check_number(name, value)
 
 
-def build_options(build: Callable, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options of a trained model that `build` takes; not its epochs and batches."""
-    names = inspect.signature(build).parameters
+def _parameters(builds: Sequence[Callable]) -> dict[str, inspect.Parameter]:
+    """The parameters by name; the first function passes those that it lacks on to the others."""
+    return {
+        name: parameter
+        for build in reversed(builds)
+        for name, parameter in inspect.signature(build).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+
+
+def build_options(builds: Sequence[Callable], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options of a trained model that are built with; not its epochs and batches."""
+    names = _parameters(builds)
     left = ("dataset", "devices", "epochs", "batch_size")
     return {name: x for name, x in options.items() if name in names and name not in left}
 

@@ -8,6 +8,7 @@ from jaxcold.estimators import artifact, schema
 from jaxcold.types import DataError
 
 if TYPE_CHECKING:
+    from jaxcold.estimators.hybrid import Hybrid
     from jaxcold.estimators.linear import Linear
     from jaxcold.estimators.sasrec import SASRec
     from jaxcold.estimators.semco import SEMCo
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 # Kind in model.json -> module and class, imported when needed: SASRec brings scikit-learn.
 _CLASSES = {
+    "hybrid": ("hybrid", "Hybrid"),
     "linear": ("linear", "Linear"),
     "semco": ("semco", "SEMCo"),
     "sasrec": ("sasrec", "SASRec"),
@@ -22,7 +24,7 @@ _CLASSES = {
 }
 
 
-def load(folder: str | os.PathLike) -> "SEMCo | Linear | SASRec | Vectors":
+def load(folder: str | os.PathLike) -> "SEMCo | Hybrid | Linear | SASRec | Vectors":
     """Reads what the `save` of any recommender wrote.
 
     Raises:

@@ -150,7 +150,7 @@ class SASRec(Recommender):
 
         Source: "Let It Go? Not Quite", sections 3 and 4.1, and its code for the early stopping.
         """
-        arguments.check_options("SASRec", cls.fit, sasrec.build, options)
+        arguments.check_options("SASRec", cls.fit, (sasrec.build,), options)
         arguments.check_fit(
             counts={
                 "epochs": epochs,
@@ -309,7 +309,7 @@ class SASRec(Recommender):
             rows["weight"] = grown.weights
         # Content is reduced as it was, and not anew.
         reduced = None if given is None else _as_features(self._embed(given))
-        options = arguments.build_options(sasrec.build, self.options) | {"reduce": "never"}
+        options = arguments.build_options((sasrec.build,), self.options) | {"reduce": "never"}
         if learning_rate is not None:
             options["learning_rate"] = learning_rate
         fitted = self._train(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -28,6 +28,11 @@ TAU = {
 }
 
 
+def default_sizes(clicks: int) -> tuple[int, int]:
+    """Batch size and epochs for a log of so many clicks: 900 steps or 10 epochs."""
+    return sizes_for(clicks, batch=(clicks / 64, 64, 2048), epochs=(10, 200))
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class SEMCo(Recommender):
     """Recommends items by their content, those without a single click included.
@@ -50,6 +55,8 @@ class SEMCo(Recommender):
     """
 
     KIND = "semco"
+    # The function that builds the model, and those that it passes options on to.
+    BUILDS: ClassVar[tuple[Callable[..., Any], ...]] = (semco.build,)
 
     @classmethod
     def fit(
@@ -75,7 +82,7 @@ class SEMCo(Recommender):
         standardize: bool | str = "auto",
         progress: bool = True,
         **options: Any,
-    ) -> "SEMCo":
+    ) -> Self:
         """Trains on the clicks of most items; those of the others choose what is served.
 
         The items that are held out are embedded by their content like all others, and their clicks
@@ -124,7 +131,7 @@ class SEMCo(Recommender):
             ValueError: for an argument out of range.
             DivergedError: if the loss is not finite.
         """
-        arguments.check_options("SEMCo", cls.fit, semco.build, options)
+        arguments.check_options(cls.__name__, cls.fit, cls.BUILDS, options)
         arguments.check_fit(
             counts={"epochs": epochs, "batch_size": batch_size, "patience": patience},
             numbers={"alpha": alpha, "l2": l2, "tau": tau, "min_rating": min_rating},
@@ -141,7 +148,7 @@ class SEMCo(Recommender):
         options = {"gradient": "fenchel_young", **options}
         ids, given, modes = features.to_features(content, items, id_column=item)
         log = PairLog.read(interactions, names, ids, min_rating)
-        given, modes = features.standardize("SEMCo", given, modes, log.is_clicked, standardize)
+        given, modes = features.standardize(cls.__name__, given, modes, log.is_clicked, standardize)
         options = {
             "alpha": alpha,
             "tau": _default_tau(alpha, options["gradient"]) if tau is None else tau,
@@ -179,12 +186,12 @@ class SEMCo(Recommender):
         record: Mapping[str, Any],
         progress: bool,
         start: Callable[[Any], Any] | None = None,
-    ) -> "SEMCo":
+    ) -> Self:
         dataset = log.split(given, val_fraction, seed)
         default = default_sizes(len(dataset.split.train.user))
         options |= {"batch_size": batch_size or default[0], "epochs": epochs or default[1]}
         with arguments.translate_messages():
-            model = semco.build(dataset, **options)
+            model = cls.BUILDS[0](dataset, **options)
         validation = None
         if len(dataset.split.cold_val_items):
             validation = Validation(
@@ -195,7 +202,7 @@ class SEMCo(Recommender):
                 every=max(options["epochs"] // 25, 1),
             )
         trained = train(
-            "SEMCo",
+            cls.__name__,
             model,
             seed=seed,
             progress=progress,
@@ -214,7 +221,14 @@ class SEMCo(Recommender):
             warm=log.is_clicked,
             history=trained.history,
         )
-        return fitted if trained.served is None else fitted.serve(trained.served, given)
+        if trained.served is not None:
+            return fitted.serve(trained.served, given)
+        return fitted if validation is None else fitted._completed(log.split(given, 0.0, seed))
+
+    def _completed(self, dataset: Dataset) -> Self:
+        """With what takes no training made from the clicks of the held-out items as well."""
+        del dataset
+        return self
 
     @classmethod
     def from_training(
@@ -224,7 +238,7 @@ class SEMCo(Recommender):
         params: Any,
         model_state: Any,
         options: Mapping[str, Any],
-    ) -> "SEMCo":
+    ) -> Self:
         """A recommender from the result of a training.
 
         Args:
@@ -265,7 +279,7 @@ class SEMCo(Recommender):
         learning_rate: float | None = None,
         seed: int = 0,
         progress: bool = True,
-    ) -> "SEMCo":
+    ) -> Self:
         """A recommender that trains on from this one's parameters, on old and new clicks.
 
         Nothing is held out; scales of features and all options stay. Users and items may be new.
@@ -303,7 +317,7 @@ class SEMCo(Recommender):
             log,
             given,
             self.modes,
-            arguments.build_options(semco.build, self.options) | rate,
+            arguments.build_options(self.BUILDS, self.options) | rate,
             epochs=epochs,
             batch_size=self.options.get("batch_size"),
             val_fraction=0,
@@ -340,15 +354,8 @@ class SEMCo(Recommender):
         return expected | {"items/embedding": ((items, out), "float32")}
 
     @classmethod
-    def _read_encoder(
-        cls, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]
-    ) -> encoders.Encoder:
+    def _read_encoder(cls, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> Any:
         return encoders.encoder_from_arrays(arrays)
-
-
-def default_sizes(clicks: int) -> tuple[int, int]:
-    """Batch size and epochs for a log of so many clicks: 900 steps or 10 epochs."""
-    return sizes_for(clicks, batch=(clicks / 64, 64, 2048), epochs=(10, 200))
 
 
 def _default_tau(alpha: float, gradient: str) -> float:

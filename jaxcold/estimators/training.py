@@ -1,6 +1,7 @@
 """Training with a bar, a curve and held-out clicks that choose what is served."""
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -139,6 +140,14 @@ def train(
     }
     record |= {f"val_{validation.metric}_{name}": score for name, score in scores.items()}
     params, model_state = kept.get("state", (state.params, state.model_state))
+    if model.choose is not None:
+        model_state = model.choose(
+            params, model_state, lambda *tried: validation.score(model, *tried)
+        )
+        stopping = dataclasses.replace(
+            stopping, best_score=validation.score(model, params, model_state)
+        )
+        record[f"val_{validation.metric}"] = stopping.best_score
     served = None
     if scores:
         name = max(scores, key=scores.__getitem__)

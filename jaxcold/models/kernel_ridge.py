@@ -196,6 +196,11 @@ def _warm_counts(histories: Csr, warm: np.ndarray, items: int) -> Any:
     return scipy.sparse.csr_array((ones, at), (histories.rows, len(warm)))
 
 
+def landmark_map(rows: Array) -> Array:
+    """f32[m, m]: ``L^(-1)``, from kernel values to features, of landmarks f32[m, F]."""
+    return _inverse_factor(_add_diagonal(kernel(rows, rows), _JITTER))
+
+
 def landmark_ridge(
     dataset: Dataset | SequenceDataset,
     *,
@@ -222,7 +227,7 @@ def landmark_ridge(
     white = whitening(catalogue)
     order = np.random.default_rng(0).permutation(len(catalogue.warm))[:landmarks]
     rows = jnp.asarray(encode(catalogue.content, white, catalogue.warm[np.sort(order)]))
-    inverse = _inverse_factor(_add_diagonal(kernel(rows, rows), _JITTER))
+    inverse = landmark_map(rows)
 
     def features(block: Any) -> Array:
         return _multiply(kernel(white(block), rows), inverse, right_t=True)
