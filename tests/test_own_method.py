@@ -257,7 +257,7 @@ def test_the_same_method_on_sequences(root):
         ("own_package.empty", "own_package.empty has no METHOD; see experiments/method.py"),
         (
             "own_package.absent",
-            "model 'own_package.absent' is unknown; choose one of: aldi, clcrec, content_knn",
+            "model 'own_package.absent' is unknown; choose one of: aldi, best, clcrec, content_knn",
         ),
         ("no_package.absent", "name a module of your own by its dotted path"),
         ("own_package.needy", "No module named 'a_module_that_is_absent'"),
