@@ -38,7 +38,7 @@ from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.data.sequences.split import window_rows, windows
 from jaxcold.models.layers import Compute, rounded
 from jaxcold.models.negatives import Loss, Objective, sampled_loss
-from jaxcold.models.sequence_encoder import ItemTable, SASRec, encode_histories
+from jaxcold.models.sequence_encoder import ItemTable, Layers, SASRec, encode_histories
 from jaxcold.models.transforms import clip_row_norm
 from jaxcold.sparse import linear_entmax_sum, sharded_entmax_sum
 from jaxcold.types import Csr, DataError, Model, ShardingSpec
@@ -206,6 +206,7 @@ def build(
     compute: Compute = "float32",
     reduce: str = "always",
     reference: bool = False,
+    layers: Layers = "sasrec",
     devices: parallel.Devices = parallel.ONE,
 ) -> Model:
     """SASRec on a data set, trained by Adam at a constant rate.
@@ -232,6 +233,7 @@ def build(
         compute: of the matrix products in training, see `jaxcold.models.semco.build`.
         reduce: content to embeddings, see `contents`.
         reference: the defects of the published code, see the module.
+        layers: "sasrec", or the gated ones of "ligr", see `jaxcold.models.attention`.
         devices: that train. Of several, each takes its shard of a batch's sequences, and with
             ``devices.shard_items`` holds its shard of the item table.
 
@@ -265,6 +267,7 @@ def build(
             rngs=nnx.Rngs(params=key),
             rows=table_rows,
             compute=compute,
+            layers=layers,
         )
 
     def graph(compute: Compute) -> nnx.GraphDef:
@@ -477,6 +480,7 @@ def _check(options: dict[str, Any]) -> None:
             raise ValueError(f"model.{name} is {what}, not {options[name]!r}")
 
     need(options["item_table"] in get_args(ItemTable), "item_table", _one_of(get_args(ItemTable)))
+    need(options["layers"] in get_args(Layers), "layers", _one_of(get_args(Layers)))
     need(options["loss"] in get_args(Loss), "loss", _one_of(get_args(Loss)))
     need(options["compute"] in get_args(Compute), "compute", _one_of(get_args(Compute)))
     need(options["reduce"] in ("always", "never"), "reduce", "'always' or 'never'")
