@@ -6,6 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from experiments import beauty, runner
+from experiments import config as configs
 from jaxcold.data.sequences import evaluation
 from jaxcold.data.sequences.leave_one_out import leave_one_out_split
 from jaxcold.data.sequences.load import load_sequences
@@ -240,3 +242,79 @@ def test_amazon_beauty_is_the_benchmark(data_root):
     assert split.statistics["interactions"] == 198_502
     assert len(split.train.indices) == 198_502 - 2 * 22_363
     assert split.statistics["test_targets_seen_before"] == 0
+
+
+# --- the entry point --------------------------------------------------------------------------
+
+MODELS = ("sasrec", "esasrec", "sasrec_delta", "esasrec_delta", "content_knn")
+
+
+@pytest.fixture(scope="module")
+def circle(tmp_path_factory):
+    """Walks around a circle of items, and content that tells where on it an item is."""
+    root = tmp_path_factory.mktemp("circle")
+    rows = [f"{u}\t{(u + i) % 20}\t1\t{i}" for u in range(60) for i in range(6)]
+    (root / "amazon-beauty.inter").write_text("\n".join([HEADER, *rows]) + "\n")
+    angle = np.arange(20)[:, None] * np.arange(1, 4) * np.pi / 10
+    table = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+    np.save(root / "text_feat.npy", table.astype(np.float32))
+    return root
+
+
+def config_of(root, model, **data):
+    config = beauty.get_config(model)
+    with config.unlocked():
+        config.seeds = (0,)
+        config.data.update(root=str(root), protocol="leave_one_out", **data)
+        if model != "content_knn":
+            config.model.update(dim=6, max_length=6)
+            config.train.update(epochs=2, batch_size=16, learning_rate=1e-2)
+        config.eval.cutoffs = (1, 5, 10)
+        config.eval.figure = False
+    return configs.resolve(config)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_reports_all_cutoffs(model, circle, tmp_path):
+    metrics = runner.run(config_of(circle, model), tmp_path / "run")["metrics"]
+    for name in ("ndcg", "recall", "hr", "mrr"):
+        values = [metrics[f"test/open/total/{name}@{k}"]["mean"] for k in (1, 5, 10)]
+        assert values == sorted(values)
+        assert 0 <= values[0] <= values[-1] <= 1
+    # One target a user: the recall is the hit rate.
+    for k in (1, 5, 10):
+        entries = (metrics[f"test/open/total/{name}@{k}"]["mean"] for name in ("recall", "hr"))
+        assert len(set(entries)) == 1
+    assert not any(name.startswith("test/closed") for name in metrics)
+
+
+def test_cold_targets_have_their_own_rows_and_the_split_is_taken_again(circle, tmp_path):
+    config = config_of(circle, "sasrec_delta", cold_fraction=0.2)
+    metrics = runner.run(config, tmp_path / "run")["metrics"]
+    assert {"test/open/cold/ndcg@10", "test/open/warm/ndcg@10"} <= metrics.keys()
+    again = config_of(
+        circle,
+        "sasrec_delta",
+        cold_fraction=0.2,
+        split_seed=7,
+        split_file=str(tmp_path / "run" / "split.npz"),
+    )
+    repeated = runner.run(again, tmp_path / "again")["metrics"]
+    for name, entry in metrics.items():
+        np.testing.assert_equal(repeated[name]["mean"], entry["mean"])
+
+
+def test_the_protocol_identifies_a_run():
+    """What a run leaves unset is what its protocol says, as if a flag had set it."""
+    unset = configs.identity(configs.plain(config_of("data", "sasrec")))
+    given = config_of("data", "sasrec", cold_fraction=0.0, n_core=1, consecutive_duplicates="keep")
+    assert configs.identity(configs.plain(given)) == unset
+    assert unset["data.cold_fraction"] == 0.0
+    config = beauty.get_config("sasrec")
+    config.data.protocol = "random_cold"
+    other = configs.identity(configs.plain(configs.resolve(config)))
+    assert (other["data.n_core"], other["data.cold_fraction"]) == (3, 0.15)
+    assert other["data.consecutive_duplicates"] == "drop"
+    assert {"data.protocol", "model.max_length", "model.loss"} <= {
+        field for field in unset if unset[field] != other[field]
+    }

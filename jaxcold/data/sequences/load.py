@@ -15,11 +15,11 @@ from jaxcold.data.sequences import split as sequences
 from jaxcold.data.sequences import split_file as sequence_splits
 from jaxcold.data.sequences.dataset import SequenceDataset
 from jaxcold.data.sequences.leave_one_out import leave_one_out_split
-from jaxcold.data.sources import amazon_m2, letitgo
+from jaxcold.data.sources import amazon_m2, letitgo, s3rec
 from jaxcold.data.text_tables import ONE_HOST, Hosts
 from jaxcold.types import DataError
 
-LAYOUTS = ("inter", "letitgo", "beauty", "zvuk", "amazon_m2")
+LAYOUTS = ("inter", "letitgo", "beauty", "zvuk", "amazon_m2", "s3rec")
 PROTOCOLS = ("temporal", "random_cold", "leave_one_out")
 # Values of the fields that a run leaves unset. A benchmark's leave-one-out filters nothing.
 _DEFAULTS = {"n_core": 3, "cold_fraction": 0.15, "consecutive_duplicates": "drop"}
@@ -63,8 +63,9 @@ def load_sequences(
         name: of the data set.
         root: its folder; None means :func:`~jaxcold.data.pairs.load.default_root`.
         layout: "inter" (``NAME.inter`` and ``*_feat.npy``), "letitgo" (the tables that the
-            paper's authors prepared, their split included), or the raw files of "beauty", "zvuk"
-            or "amazon_m2"; None looks which of them is there.
+            paper's authors prepared, their split included), "s3rec" (the text files of
+            :mod:`~jaxcold.data.sources.s3rec`; of Sports and Toys they are downloaded), or the raw
+            files of "beauty", "zvuk" or "amazon_m2"; None looks which of them is there.
         protocol: "temporal" (:func:`~jaxcold.data.sequences.split.temporal_split`), "random_cold"
             (:func:`~jaxcold.data.sequences.split.random_cold_split`) or "leave_one_out"
             (:func:`~jaxcold.data.sequences.leave_one_out.leave_one_out_split`). Amazon-M2 brings
@@ -108,7 +109,7 @@ def load_sequences(
     if split_seed < 0:
         raise DataError(f"data.split_seed={split_seed}: must be at least 0")
     folder = default_root(name) if root is None else Path(root).expanduser()
-    layout = layout or _find_layout(folder)
+    layout = layout or _find_layout(name, folder)
     if layout in ("letitgo", "amazon_m2") and protocol != "temporal":
         raise DataError(
             f"data.protocol={protocol!r}: {folder} brings its own test users; unset data.protocol"
@@ -142,6 +143,12 @@ def load_sequences(
         rows = letitgo.read_inter(path, min_rating, feature_rows, hosts)
         if protocol == "temporal" and split_file is None:
             _refuse_positions(path, rows)
+    elif layout == "s3rec":
+        rows = s3rec.read(name, folder)
+        if mode is None and not any(folder.glob("*_feat.npy")):
+            mode = "none"  # none is published
+        if protocol == "temporal" and split_file is None:
+            _refuse_positions(folder / s3rec.FILES[name][0], rows)
     elif layout == "beauty":
         rows = letitgo.read_beauty(folder, min_rating, published)
     elif layout == "zvuk":
@@ -212,7 +219,7 @@ def load_sequences(
     return _with_content(dataset, folder, layout, mode, published, split_file)
 
 
-def _find_layout(folder: Path) -> str:
+def _find_layout(name: str, folder: Path) -> str:
     if (folder / "processed").is_dir():
         return "letitgo"
     if (folder / "zvuk-interactions.parquet").is_file():
@@ -221,6 +228,8 @@ def _find_layout(folder: Path) -> str:
         return "amazon_m2"
     if any(folder.glob("reviews_*.parquet")) or any(folder.glob("ratings_*.csv")):
         return "beauty"
+    if not (folder / f"{name}.inter").is_file() and s3rec.find_file(name, folder) is not None:
+        return "s3rec"
     return "inter"
 
 
@@ -240,7 +249,8 @@ def _find_features(folder: Path, layout: str, mode: str | None, published: str) 
     """The one content mode and its file."""
     if not any(folder.glob("*_feat.npy")):
         source = f"; published at {published}" if published else ""
-        beside = "" if layout == "inter" else f" and the items of its rows in {letitgo.ITEM_LIST}"
+        is_numbered = layout in ("inter", "s3rec")
+        beside = "" if is_numbered else f" and the items of its rows in {letitgo.ITEM_LIST}"
         raise DataError(
             f"{folder}: no content{source}; put a [items, features] array into MODE_feat.npy"
             f"{beside}, or set data.mode='none' to do without"
@@ -271,12 +281,13 @@ def _with_content(
     files = _find_features(folder, layout, mode, published)
     mode = next(iter(files))
     inputs += files.values()
-    if layout != "inter":
+    is_numbered = layout in ("inter", "s3rec")  # row i of the features is item i
+    if not is_numbered:
         inputs.append(folder / letitgo.ITEM_LIST)
-    least = int(dataset.item_ids.max()) + 1 if layout == "inter" else 0
+    least = int(dataset.item_ids.max()) + 1 if is_numbered else 0
     features = readers.read_features(files, least, allow_unused=True)
     table = features.tables[mode]
-    if layout == "inter":
+    if is_numbered:
         sources = digest_files(folder, inputs, split_file)
         return replace(dataset, content=table[dataset.item_ids], sources=sources)
     feature_ids = pd.Index(letitgo.read_item_list(folder, len(table)))
