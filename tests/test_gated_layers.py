@@ -139,6 +139,19 @@ def test_it_learns_and_is_saved(log, tmp_path):
     )
 
 
+def test_an_average_is_served_and_training_goes_on_from_it(log):
+    options = {"dim": 8, "blocks": 1, "epochs": 4, "val_fraction": 0, "progress": False}
+    last, mean = (
+        jaxcold.SASRec.fit(log, None, average=average, **options) for average in (0.0, 0.95)
+    )
+    # An average is behind: its rows have moved less from their start near 0.
+    assert np.linalg.norm(mean.item) < np.linalg.norm(last.item)
+    news = pd.DataFrame({"user": [100] * 3, "item": [1, 2, 3], "time": [1, 2, 3]})
+    more = mean.partial_fit(news, None, learning_rate=1e-12, progress=False)
+    np.testing.assert_allclose(more.item, mean.item, atol=1e-6)
+    assert more.options["average"] == 0.95
+
+
 def test_other_layers_are_named(log):
     with pytest.raises(ValueError, match="layers is 'sasrec' or 'ligr', not 'gpt'"):
         jaxcold.SASRec.fit(log, None, layers="gpt", epochs=1, progress=False)
