@@ -16,6 +16,7 @@ from ml_collections import config_dict
 
 from experiments import method as methods
 from experiments.method import ConfigError
+from jaxcold.data.sequences.load import protocol_defaults
 
 # Fields that do not change a run's numbers: where they differ, the same command still goes on.
 UNRELATED = ("about", "data.published", "data.root", "eval.figure", "checkpoint.")
@@ -115,14 +116,18 @@ def _pairs_fields() -> config_dict.ConfigDict:
 def _sequences_fields() -> config_dict.ConfigDict:
     c = config_dict.ConfigDict()
     c.layout = config_dict.placeholder(str)  # inter | letitgo | beauty | zvuk | amazon_m2
-    c.protocol = "temporal"  # temporal | random_cold: logs with an order but without a clock
+    # temporal | random_cold | leave_one_out; the last two need an order and no clock
+    c.protocol = "temporal"
     c.quantile = 0.9  # fraction of the interactions before the boundary of "temporal"
-    c.n_core = 3  # of those
+    # Of those, or of all under leave_one_out; unset: 3 of those, 1 (all are kept) of all.
+    c.n_core = config_dict.placeholder(int)
     c.val_fraction = 0.1  # users that validate; with random_cold as many are for test
-    c.cold_fraction = 0.15  # items that random_cold makes cold
+    # Items that random_cold or leave_one_out makes cold; unset: 0.15, or 0 under leave_one_out.
+    c.cold_fraction = config_dict.placeholder(float)
     c.mode = config_dict.placeholder(str)  # MODE_feat.npy; unset: the only one; "none"
     c.min_rating = config_dict.placeholder(float)  # keep ratings above it; unset: all
-    c.consecutive_duplicates = "drop"  # drop | keep an item that follows itself
+    # drop | keep an item that follows itself; unset: drop, or keep under leave_one_out.
+    c.consecutive_duplicates = config_dict.placeholder(str)
     c.max_users = config_dict.placeholder(int)  # drawn at random; unset: all
     # WORKDIR of a finished SEMCo run: its embeddings of the items take the place of their content.
     c.item_content = config_dict.placeholder(str)
@@ -167,6 +172,10 @@ def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
             "config.model.name: a method is chosen after the colon: "
             f"--config=FILE.py:{c.model.name}"
         )
+    if c.data.kind == "sequences":
+        for field, value in protocol_defaults(c.data.protocol).items():
+            if c.data[field] is None:
+                c.data[field] = value
     for field, value in method.tuned(c).items():
         if methods.get(c, field) is None:
             methods.assign(c, field, value)

@@ -563,6 +563,8 @@ def test_dropout_acts_in_training_only():
         ({"heads": 3}, "model.heads is a divisor of dim=8, not 3"),
         ({"alpha": 2.5}, "model.alpha is between 1 and 2"),
         ({"dropout": 1.0}, "model.dropout is at least 0 and below 1"),
+        ({"average": 1.0}, "model.average is at least 0 and below 1, not 1.0"),
+        ({"layers": "gpt"}, "model.layers is 'sasrec' or 'ligr', not 'gpt'"),
         ({"reduce": "pca"}, "model.reduce is 'always' or 'never'"),
         ({"loss": "gbce", "alpha": 1.5}, "model.alpha is 1 with loss='gbce'"),
         ({"dim": 0}, "model.dim is at least 1"),
@@ -581,3 +583,39 @@ def test_content_is_unit_rows_from_warm_items_alone():
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
     same, _ = sasrec.contents(dataset, 8, "never")
     np.testing.assert_allclose(same, unit_rows(dataset.content))
+
+
+def test_the_average_of_parameters_is_what_is_served():
+    dataset, decay = circle(), 0.9
+    chosen = options(item_table="delta", average=decay, dropout=0.0)
+    model = sasrec.build(dataset, **chosen)
+    plain = sasrec.build(dataset, **{**chosen, "average": 0.0})
+    states = [init_state(model, 0), init_state(plain, 0)]
+    expected = jax.tree.map(np.array, states[1].params["main"])
+    steps, key = (make_step(model), make_step(plain)), jax.random.key(0)
+    for batch in model.batches(np.random.default_rng(0)):
+        before = jax.tree.map(np.array, states[1].params["main"])
+        expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, expected, before)
+        states = [
+            step(state, m.constants, batch, key)[0]
+            for step, state, m in zip(steps, states, (model, plain), strict=True)
+        ]
+    # The training itself is not changed.
+    assert_trees_close(states[0].params, states[1].params)
+    assert_trees_close(states[0].model_state, expected)
+    served = {"main": expected}
+    vectors = plain.encode_items(served, ())
+    np.testing.assert_allclose(
+        model.encode_items(states[0].params, states[0].model_state), vectors, atol=1e-6
+    )
+    histories = dataset.val.history
+    np.testing.assert_allclose(
+        model.encode_users(states[0].params, states[0].model_state, vectors, histories),
+        plain.encode_users(served, (), vectors, histories),
+        atol=1e-5,
+    )
+
+
+def assert_trees_close(one, two):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

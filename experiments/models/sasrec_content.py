@@ -1,5 +1,5 @@
 """SASRec trained from content."""
 
-from experiments.models.sasrec import with_table
+from experiments.models.sasrec import with_values
 
-METHOD = with_table("content")
+METHOD = with_values(item_table="content")

@@ -1,5 +1,5 @@
 """SASRec whose item table is content plus a norm-bounded trainable delta."""
 
-from experiments.models.sasrec import with_table
+from experiments.models.sasrec import with_values
 
-METHOD = with_table("delta")
+METHOD = with_values(item_table="delta")

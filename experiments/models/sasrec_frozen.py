@@ -1,5 +1,5 @@
 """SASRec whose item table is the content, frozen."""
 
-from experiments.models.sasrec import with_table
+from experiments.models.sasrec import with_values
 
-METHOD = with_table("frozen")
+METHOD = with_values(item_table="frozen")

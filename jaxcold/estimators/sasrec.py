@@ -141,7 +141,7 @@ class SASRec(Recommender):
                 in any case.
             progress: show a bar.
             **options: of `jaxcold.models.sasrec.build`: loss, alpha, tau, negatives, calibration,
-                blocks, heads, dropout, windows, compute, reduce.
+                blocks, heads, dropout, windows, compute, reduce, layers, average.
 
         Raises:
             DataError: naming the column, row or id at fault.
@@ -249,7 +249,8 @@ class SASRec(Recommender):
             start=None if before is None else functools.partial(before._continued, dataset),
         )
         options = {**options, "seed": seed, **trained.record, **record}
-        fitted = cls.from_training(dataset, trained.params, options)
+        params = sasrec.served(trained.params, trained.model_state)
+        fitted = cls.from_training(dataset, params, options)
         at = fitted.items.get_indexer(log.items)[log.rows["item"]]
         taken, at = log.rows[at >= 0], at[at >= 0]  # a table of ids lacks some
         weights = taken["weight"].to_numpy(np.float32) if "weight" in taken else None
@@ -307,11 +308,10 @@ class SASRec(Recommender):
         rows["time"] = np.arange(len(rows))
         if grown.weights is not None:
             rows["weight"] = grown.weights
-        # Content is reduced as it was, and not anew.
-        reduced = None if given is None else _as_features(self._embed(given))
-        options = arguments.build_options((sasrec.build,), self.options) | {"reduce": "never"}
-        if learning_rate is not None:
-            options["learning_rate"] = learning_rate
+        reduced = None if given is None else _as_features(self._embed(given))  # as it was
+        changed = {"reduce": "never", "average": 0.0}  # an average would begin at fresh parameters
+        options = arguments.build_options((sasrec.build,), self.options) | changed
+        options |= {} if learning_rate is None else {"learning_rate": learning_rate}
         fitted = self._train(
             SequenceLog(rows, grown.users, grown.items, reduced),
             self.modes,
@@ -327,8 +327,8 @@ class SASRec(Recommender):
             before=self,
         )
         encoder = dataclasses.replace(fitted.encoder, reduction=self.encoder.reduction)
-        options = {**fitted.options, "reduce": self.options["reduce"]}
-        return dataclasses.replace(fitted, encoder=encoder, options=options)
+        kept = {name: self.options.get(name, value) for name, value in changed.items()}
+        return dataclasses.replace(fitted, encoder=encoder, options={**fitted.options, **kept})
 
     def _continued(self, dataset: SequenceDataset, fresh: Any) -> Any:
         """Fresh parameters of a data set, with this model's where it has them."""

@@ -19,7 +19,7 @@ Recommendation", ICDM 2018.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -31,14 +31,12 @@ from jax import Array
 
 from jaxcold import parallel
 from jaxcold.data import content as vectors
-from jaxcold.data.pairs.batches import check_batch_size, prefetch, relative_weights
-from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences.batches import Tokens, truncate
 from jaxcold.data.sequences.dataset import SequenceDataset
-from jaxcold.data.sequences.split import window_rows, windows
 from jaxcold.models.layers import Compute, rounded
 from jaxcold.models.negatives import Loss, Objective, sampled_loss
-from jaxcold.models.sequence_encoder import ItemTable, SASRec, encode_histories
+from jaxcold.models.sequence_batches import SequenceBatches
+from jaxcold.models.sequence_encoder import ItemTable, Layers, SASRec, encode_histories
 from jaxcold.models.transforms import clip_row_norm
 from jaxcold.sparse import linear_entmax_sum, sharded_entmax_sum
 from jaxcold.types import Csr, DataError, Model, ShardingSpec
@@ -145,6 +143,24 @@ def _sharded_loss(
     return total, (jnp.sum(tokens.target > 0, dtype=hidden.dtype), (), {})
 
 
+def _averaged(loss: Callable[..., Any], decay: float) -> Callable[..., Any]:
+    """The loss, whose model state becomes the moving average of the parameters that it is given."""
+
+    def averaged(params: dict[str, nnx.State], model_state: nnx.State, *given: Any, **axis: Any):  # type: ignore[no-untyped-def]
+        total, (weight, _, metrics) = loss(params, (), *given, **axis)
+        average = jax.tree.map(
+            lambda old, new: decay * old + (1 - decay) * new, model_state, params["main"]
+        )
+        return total, (weight, average, metrics)
+
+    return averaged
+
+
+def served(params: dict[str, Any], model_state: Any) -> dict[str, Any]:
+    """The parameters that score: the average where there is one, see `build`."""
+    return {"main": model_state} if jax.tree.leaves(model_state) else params
+
+
 def _drifts(model: SASRec, constants: Constants) -> bool:
     return model.items is not None and constants.content is not None
 
@@ -206,6 +222,8 @@ def build(
     compute: Compute = "float32",
     reduce: str = "always",
     reference: bool = False,
+    layers: Layers = "sasrec",
+    average: float = 0.0,
     devices: parallel.Devices = parallel.ONE,
 ) -> Model:
     """SASRec on a data set, trained by Adam at a constant rate.
@@ -232,6 +250,9 @@ def build(
         compute: of the matrix products in training, see `jaxcold.models.semco.build`.
         reduce: content to embeddings, see `contents`.
         reference: the defects of the published code, see the module.
+        layers: "sasrec", or the gated ones of "ligr", see `jaxcold.models.attention`.
+        average: of parameters that is evaluated and served: the decay per step of a moving average
+            over training, 0 for the last parameters alone.
         devices: that train. Of several, each takes its shard of a batch's sequences, and with
             ``devices.shard_items`` holds its shard of the item table.
 
@@ -244,7 +265,7 @@ def build(
         raise ValueError("model.reference=True has row 0 as a class; it needs shard_items=False")
     if dataset.weights is not None and devices.shard_items:
         raise ValueError("weights of clicks need shard_items=False")
-    batches = _Batches(dataset, max_length, windows, batch_size, reference, devices)
+    batches = SequenceBatches(dataset, max_length, windows, batch_size, reference, devices)
     content = None if item_table == "random" else contents(dataset, dim, reduce)[0]
     warm = dataset.num_warm
     table_rows = devices.rows(warm + 1) if devices.shard_items else warm + 1
@@ -265,6 +286,7 @@ def build(
             rngs=nnx.Rngs(params=key),
             rows=table_rows,
             compute=compute,
+            layers=layers,
         )
 
     def graph(compute: Compute) -> nnx.GraphDef:
@@ -272,7 +294,12 @@ def build(
 
     graphdef = graph("float32")  # of what is served
 
-    def init(seed: int) -> tuple[dict[str, nnx.State], tuple[()]]:
+    def init(seed: int) -> tuple[dict[str, nnx.State], Any]:
+        params = fresh_params(seed)
+        # A copy: a step donates both.
+        return params, jax.tree.map(jnp.array, params["main"]) if average else ()
+
+    def fresh_params(seed: int) -> dict[str, nnx.State]:
         def fresh(content: Array | None) -> dict[str, nnx.State]:
             model = make(jax.random.key(seed))
             if item_table == "content":
@@ -284,21 +311,21 @@ def build(
             return {"main": nnx.split(model)[1]}
 
         if not sharded:
-            return fresh(constants.content), ()
+            return fresh(constants.content)
         # A sharded table is made in its shards.
         shapes = jax.eval_shape(fresh, constants.content)
         placed = devices.shardings(shapes, _tables(item_table))
-        return jax.jit(fresh, out_shardings=placed)(constants.content), ()
+        return jax.jit(fresh, out_shardings=placed)(constants.content)
 
     def encode_items(
-        params: dict[str, nnx.State], model_state: tuple[()], new: np.ndarray | None = None
+        params: dict[str, nnx.State], model_state: Any, new: np.ndarray | None = None
     ) -> np.ndarray:
-        del model_state
         if new is not None:
             if content is None:
                 raise ValueError("item_table='random' has no vectors for new items")
             return embed_content(dataset, dim, reduce)(new)
         # One device is enough.
+        params = served(params, model_state)
         main, known = parallel.fetch((params["main"], constants.content))
         table = np.asarray(nnx.merge(graphdef, main).table(known))[: warm + 1]
         item = np.zeros((dataset.num_items + reference, dim), np.float32)
@@ -311,11 +338,11 @@ def build(
 
     def encode_users(
         params: dict[str, nnx.State],
-        model_state: tuple[()],
+        model_state: Any,
         item_vectors: np.ndarray,
         histories: Csr,
     ) -> np.ndarray:
-        del model_state
+        params = served(params, model_state)
         main = parallel.fetch(params["main"]) if devices.mesh is not None else params["main"]
         return encode_histories(
             graphdef,
@@ -331,22 +358,21 @@ def build(
     if sharded:
         constant = ("content",) if content is not None else ()
         sharding = sharding._replace(state=_tables(item_table), constants=constant)
+    loss_of = functools.partial(
+        _loss,
+        graphdef=graph(compute),
+        objective=objective,
+        reference=reference,
+        items=warm,
+        shard_items=devices.shard_items,
+    )
     bound = max_delta_norm if item_table == "delta" else None
     # Row 0 can be told from others only where a device has the whole table; it matters in the
     # published code alone, where it is not zero.
     return Model(
         constants=constants,
         init=init,
-        losses={
-            "main": functools.partial(
-                _loss,
-                graphdef=graph(compute),
-                objective=objective,
-                reference=reference,
-                items=warm,
-                shard_items=devices.shard_items,
-            )
-        },
+        losses={"main": _averaged(loss_of, average) if average else loss_of},
         optimizers={"main": optimizer(learning_rate, bound, keep_first=reference)},
         batches=batches.epoch,
         encode_items=encode_items,
@@ -403,80 +429,13 @@ def _content_table(
     return devices.stack(lambda shard: block(shard * size, (shard + 1) * size))
 
 
-class _Batches:
-    """Epochs of training windows as tokens."""
-
-    def __init__(
-        self,
-        dataset: SequenceDataset,
-        max_length: int,
-        which: str,
-        batch_size: int,
-        reference: bool,
-        devices: parallel.Devices,
-    ):
-        # Of positions in `train.indices`, so that items and weights follow from them.
-        train = dataset.train
-        entries = Csr(train.indptr, np.arange(len(train.indices), dtype=np.int32))
-        self._windows = windows(entries, max_length, which)
-        self._items, self._weights = train.indices, dataset.weights
-        if self._weights is not None:
-            self._weights = relative_weights(self._weights)
-        lengths = self._windows.counts - 1
-        if not len(lengths):
-            raise DataError(
-                f"{dataset.name}: no training user has two items; there is nothing to learn"
-            )
-        self._users = dataset.user_ids[window_rows(dataset.train, max_length, which)]
-        self._item_ids = dataset.item_ids
-        check_batch_size(batch_size, self._windows.rows)
-        self._batch_size, self._reference, self._devices = batch_size, reference, devices
-        self._capacity = packing.capacity_for(lengths, -(-batch_size // devices.n))
-        self.steps = -(-self._windows.rows // batch_size)
-        self.targets = int(lengths.sum())
-
-    def epoch(self, rng: np.random.Generator) -> Iterator[Tokens]:
-        """Batches of shuffled windows."""
-        order = rng.permutation(self._windows.rows)
-        devices = self._devices
-
-        def batches() -> Iterator[Tokens]:
-            for start in range(0, len(order), self._batch_size):
-                rows = self._windows.take(order[start : start + self._batch_size])
-                inputs, targets = packing.inputs_and_targets(rows)
-                inputs = inputs._replace(indices=self._items[inputs.indices])
-                if self._reference:
-                    tokens = packing.pad_shards(inputs, targets, devices.n)
-                else:
-                    tokens = packing.pack_shards(inputs, targets, self._capacity, devices.n)
-                tokens = self._look_up(tokens)
-                yield tokens if devices.mesh is None else devices.put(tokens, sharded=True)
-
-        return prefetch(batches())
-
-    def _look_up(self, tokens: Tokens) -> Tokens:
-        """Tokens whose targets, given as positions from 1, are items; and their weights."""
-        position = tokens.target - 1
-        weight = None
-        if self._weights is not None:
-            weight = np.where(position >= 0, self._weights[position], 0).astype(np.float32)
-        target = np.where(position >= 0, self._items[position] + 1, 0).astype(np.int32)
-        return tokens._replace(target=target, weight=weight)
-
-    def examples(self, rng: np.random.Generator, number: int) -> dict[str, np.ndarray]:
-        """Users of a batch's windows, and the last target of each."""
-        size = self._batch_size
-        taken = rng.permutation(self._windows.rows)[number * size : (number + 1) * size]
-        last = self._items[self._windows.indices[self._windows.indptr[taken + 1] - 1]]
-        return {"user": self._users[taken], "item": self._item_ids[last]}
-
-
 def _check(options: dict[str, Any]) -> None:
     def need(good: bool, name: str, what: str) -> None:
         if not good:
             raise ValueError(f"model.{name} is {what}, not {options[name]!r}")
 
     need(options["item_table"] in get_args(ItemTable), "item_table", _one_of(get_args(ItemTable)))
+    need(options["layers"] in get_args(Layers), "layers", _one_of(get_args(Layers)))
     need(options["loss"] in get_args(Loss), "loss", _one_of(get_args(Loss)))
     need(options["compute"] in get_args(Compute), "compute", _one_of(get_args(Compute)))
     need(options["reduce"] in ("always", "never"), "reduce", "'always' or 'never'")
@@ -484,6 +443,7 @@ def _check(options: dict[str, Any]) -> None:
     need(0 <= options["dropout"] < 1, "dropout", "at least 0 and below 1")
     need(0 <= options["calibration"] <= 1, "calibration", "between 0 and 1")
     need(1 <= options["alpha"] <= 2, "alpha", "between 1 and 2")
+    need(0 <= options["average"] < 1, "average", "at least 0 and below 1")
     need(options["tau"] > 0, "tau", "above 0")
     for name in ("dim", "max_length", "blocks", "heads", "negatives"):
         need(options[name] >= 1, name, "at least 1")

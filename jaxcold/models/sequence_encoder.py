@@ -17,11 +17,13 @@ from jax import Array
 from jaxcold import parallel
 from jaxcold.data.sequences import batches as packing
 from jaxcold.data.sequences.batches import Tokens
-from jaxcold.models.attention import INIT, Block, split_key
+from jaxcold.models.attention import INIT, Block, GatedBlock, split_key
 from jaxcold.models.layers import Compute, ModuleList, dropout, fill_state, named_arrays
 from jaxcold.types import Csr
 
 ItemTable = Literal["random", "content", "frozen", "delta"]
+Layers = Literal["sasrec", "ligr"]
+LAYERS: Mapping[str, Any] = {"sasrec": Block, "ligr": GatedBlock}
 
 
 class SASRec(nnx.Module):
@@ -40,6 +42,7 @@ class SASRec(nnx.Module):
         rngs: nnx.Rngs,
         rows: int | None = None,
         compute: Compute = "float32",
+        layers: Layers = "sasrec",
     ):
         # Row 0 is no item: zeros, as are the rows beyond the items.
         start = INIT * jax.random.normal(rngs.params(), (items + 1, dim)).at[0].set(0)
@@ -50,7 +53,7 @@ class SASRec(nnx.Module):
         self.delta = nnx.Param(start) if item_table == "delta" else None
         self.position = nnx.Param(INIT * jax.random.normal(rngs.params(), (max_length, dim)))
         self.blocks = ModuleList(
-            [Block(dim, heads, dropout, rngs=rngs, compute=compute) for _ in range(blocks)]
+            [LAYERS[layers](dim, heads, dropout, rngs=rngs, compute=compute) for _ in range(blocks)]
         )
         self.norm = nnx.LayerNorm(dim, epsilon=1e-8, use_fast_variance=False, rngs=rngs)
         self.dropout = dropout
@@ -184,6 +187,7 @@ def served_shapes(options: Mapping[str, Any]) -> tuple[nnx.GraphDef, nnx.State]:
             heads=options["heads"],
             dropout=0.0,
             rngs=nnx.Rngs(params=0),
+            layers=options.get("layers", "sasrec"),  # models saved before there was a choice
         )
 
     return nnx.split(nnx.eval_shape(make))

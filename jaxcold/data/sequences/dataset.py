@@ -25,9 +25,9 @@ class EvalSequences(NamedTuple):
 class SequenceDataset:
     """All that a sequential experiment reads.
 
-    An item is warm if a training user took it, cold otherwise. Under :func:`random_cold_split` it
-    is warm unless it was drawn cold; ``statistics["warm_items_untrained"]`` counts the warm items
-    that do not occur in ``train``.
+    An item is warm if a training user took it, cold otherwise. Under :func:`random_cold_split` and
+    :func:`leave_one_out_split` it is warm unless it was drawn cold;
+    ``statistics["warm_items_untrained"]`` counts the warm items that do not occur in ``train``.
     """
 
     name: str

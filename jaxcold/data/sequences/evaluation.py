@@ -29,6 +29,7 @@ def slices(
     User r of a slice is row r of the evaluation sequences of its split, in every mode. An item of
     the history is never recommended, so a target in the history is a miss. Users without history
     are in the slice and get no list, which counts as a miss. Slices without users are left out.
+    Without cold items all modes are equal, and "open" alone is there.
 
     Args:
         dataset: the data.
@@ -44,8 +45,10 @@ def slices(
     is_cold = test.target >= dataset.num_warm
     histories = {False: test.history, True: without_cold(test.history, dataset.num_warm)}
     targets = {"total": np.full(len(is_cold), True), "warm": ~is_cold, "cold": is_cold}
-    for mode, (cold_recommended, cold_dropped) in MODES.items():
-        if not cold_vectors and (cold_recommended or not cold_dropped):
+    # Where no item is cold the modes are one.
+    modes = MODES if dataset.num_items > dataset.num_warm else {"open": MODES["open"]}
+    for mode, (cold_recommended, cold_dropped) in modes.items():
+        if modes is MODES and not cold_vectors and (cold_recommended or not cold_dropped):
             continue
         candidates = items if cold_recommended else warm
         for name in TARGETS:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,28 @@ from jaxcold.data.pairs.load import default_root
 from jaxcold.data.sequences import split as sequences
 from jaxcold.data.sequences import split_file as sequence_splits
 from jaxcold.data.sequences.dataset import SequenceDataset
-from jaxcold.data.sources import amazon_m2, letitgo
+from jaxcold.data.sequences.leave_one_out import leave_one_out_split
+from jaxcold.data.sources import amazon_m2, letitgo, s3rec
 from jaxcold.data.text_tables import ONE_HOST, Hosts
 from jaxcold.types import DataError
 
-LAYOUTS = ("inter", "letitgo", "beauty", "zvuk", "amazon_m2")
-PROTOCOLS = ("temporal", "random_cold")
+LAYOUTS = ("inter", "letitgo", "beauty", "zvuk", "amazon_m2", "s3rec")
+PROTOCOLS = ("temporal", "random_cold", "leave_one_out")
+# Values of the fields that a run leaves unset. A benchmark's leave-one-out filters nothing.
+_DEFAULTS = {"n_core": 3, "cold_fraction": 0.15, "consecutive_duplicates": "drop"}
+_LEAVE_ONE_OUT = {"n_core": 1, "cold_fraction": 0.0, "consecutive_duplicates": "keep"}
 ZVUK_USERS = 10_000  # that the paper samples
+
+
+def protocol_defaults(protocol: str) -> dict[str, Any]:
+    """The arguments of `load_sequences` that a protocol gives a value where they are None.
+
+    Raises:
+        DataError: for an unknown protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise DataError(f"data.protocol={protocol!r}: must be one of {', '.join(PROTOCOLS)}")
+    return dict(_LEAVE_ONE_OUT if protocol == "leave_one_out" else _DEFAULTS)
 
 
 def load_sequences(
@@ -31,12 +47,12 @@ def load_sequences(
     split_file: str | os.PathLike | None = None,
     split_seed: int = 42,
     quantile: float = 0.9,
-    n_core: int = 3,
+    n_core: int | None = None,
     val_fraction: float = 0.1,
-    cold_fraction: float = 0.15,
+    cold_fraction: float | None = None,
     mode: str | None = None,
     min_rating: float | None = None,
-    consecutive_duplicates: str = "drop",
+    consecutive_duplicates: str | None = None,
     max_users: int | None = None,
     published: str = "",
     hosts: Hosts = ONE_HOST,
@@ -47,25 +63,30 @@ def load_sequences(
         name: of the data set.
         root: its folder; None means :func:`~jaxcold.data.pairs.load.default_root`.
         layout: "inter" (``NAME.inter`` and ``*_feat.npy``), "letitgo" (the tables that the
-            paper's authors prepared, their split included), or the raw files of "beauty", "zvuk"
-            or "amazon_m2"; None looks which of them is there.
-        protocol: "temporal" (:func:`~jaxcold.data.sequences.split.temporal_split`) or "random_cold"
-            (:func:`~jaxcold.data.sequences.split.random_cold_split`). Amazon-M2 brings its own test
-            sessions, and the prepared tables a whole split.
+            paper's authors prepared, their split included), "s3rec" (the text files of
+            :mod:`~jaxcold.data.sources.s3rec`; of Sports and Toys they are downloaded), or the raw
+            files of "beauty", "zvuk" or "amazon_m2"; None looks which of them is there.
+        protocol: "temporal" (:func:`~jaxcold.data.sequences.split.temporal_split`), "random_cold"
+            (:func:`~jaxcold.data.sequences.split.random_cold_split`) or "leave_one_out"
+            (:func:`~jaxcold.data.sequences.leave_one_out.leave_one_out_split`). Amazon-M2 brings
+            its own test sessions, and the prepared tables a whole split.
         split_file: an ``.npz``, written by
             :func:`~.split_file.write_sequence_split`, then all of the split comes
             from there; or with ``cold_items``, ``train_users``, ``val_users`` and ``test_users``,
             for the protocol "random_cold".
         split_seed: of all draws.
         quantile: fraction of the rows up to the boundary of the temporal protocol.
-        n_core: of those rows.
-        val_fraction: of the users validate, and as many are for test under "random_cold".
-        cold_fraction: of the items that "random_cold" draws.
+        n_core: of those rows, or of all rows under "leave_one_out"; None means 3 of the one and 1,
+            which keeps all, of the other.
+        val_fraction: of the users validate, and as many are for test under "random_cold"; under
+            "leave_one_out" all users do both.
+        cold_fraction: of the items that "random_cold" or "leave_one_out" draws; None means 0.15 of
+            the one and 0 of the other.
         mode: which of the files ``MODE_feat.npy`` is the content; None takes the only one,
             "none" does without. Beside raw files, ``item_ids.txt`` names the item of each row.
         min_rating: keep the rows rated above it; None means 3 for "beauty", all elsewhere.
         consecutive_duplicates: "drop" or "keep" an item that follows itself; "drop_in_train" is
-            for Amazon-M2 alone.
+            for Amazon-M2 alone. None keeps it under "leave_one_out" and drops it elsewhere.
         max_users: so many users are drawn and the others left out; None means 10,000 for "zvuk",
             all elsewhere.
         published: where the files can be had, for the message when they are missing.
@@ -76,8 +97,11 @@ def load_sequences(
     """
     if layout not in (None, *LAYOUTS):
         raise DataError(f"data.layout={layout!r}: must be one of {', '.join(LAYOUTS)}")
-    if protocol not in PROTOCOLS:
-        raise DataError(f"data.protocol={protocol!r}: must be one of {', '.join(PROTOCOLS)}")
+    default = protocol_defaults(protocol)
+    n_core = default["n_core"] if n_core is None else n_core
+    cold_fraction = default["cold_fraction"] if cold_fraction is None else cold_fraction
+    if consecutive_duplicates is None:
+        consecutive_duplicates = default["consecutive_duplicates"]
     if max_users is not None and max_users < 1:
         raise DataError(f"data.max_users={max_users}: must be at least 1, or None for all")
     if min_rating is not None and not np.isfinite(min_rating):
@@ -85,7 +109,7 @@ def load_sequences(
     if split_seed < 0:
         raise DataError(f"data.split_seed={split_seed}: must be at least 0")
     folder = default_root(name) if root is None else Path(root).expanduser()
-    layout = layout or _find_layout(folder)
+    layout = layout or _find_layout(name, folder)
     if layout in ("letitgo", "amazon_m2") and protocol != "temporal":
         raise DataError(
             f"data.protocol={protocol!r}: {folder} brings its own test users; unset data.protocol"
@@ -119,6 +143,12 @@ def load_sequences(
         rows = letitgo.read_inter(path, min_rating, feature_rows, hosts)
         if protocol == "temporal" and split_file is None:
             _refuse_positions(path, rows)
+    elif layout == "s3rec":
+        rows = s3rec.read(name, folder)
+        if mode is None and not any(folder.glob("*_feat.npy")):
+            mode = "none"  # none is published
+        if protocol == "temporal" and split_file is None:
+            _refuse_positions(folder / s3rec.FILES[name][0], rows)
     elif layout == "beauty":
         rows = letitgo.read_beauty(folder, min_rating, published)
     elif layout == "zvuk":
@@ -163,6 +193,17 @@ def load_sequences(
             max_users=max_users,
             consecutive_duplicates=consecutive_duplicates,
         )
+    elif protocol == "leave_one_out":
+        if max_users is not None:
+            rows = sequences.sample_users(rows, max_users, split_seed)
+        dataset = leave_one_out_split(
+            name,
+            rows,
+            cold_fraction=cold_fraction,
+            core=n_core,
+            seed=split_seed,
+            consecutive_duplicates=consecutive_duplicates,
+        )
     else:
         if max_users is not None:
             rows = sequences.sample_users(rows, max_users, split_seed)
@@ -178,7 +219,7 @@ def load_sequences(
     return _with_content(dataset, folder, layout, mode, published, split_file)
 
 
-def _find_layout(folder: Path) -> str:
+def _find_layout(name: str, folder: Path) -> str:
     if (folder / "processed").is_dir():
         return "letitgo"
     if (folder / "zvuk-interactions.parquet").is_file():
@@ -187,6 +228,8 @@ def _find_layout(folder: Path) -> str:
         return "amazon_m2"
     if any(folder.glob("reviews_*.parquet")) or any(folder.glob("ratings_*.csv")):
         return "beauty"
+    if not (folder / f"{name}.inter").is_file() and s3rec.find_file(name, folder) is not None:
+        return "s3rec"
     return "inter"
 
 
@@ -197,7 +240,8 @@ def _refuse_positions(path: Path, rows: pd.DataFrame) -> None:
     if rows["user"].nunique() > 1 and start.nunique() == 1:
         raise DataError(
             f"{path}: timestamp counts the steps of each user and is no clock for a boundary in "
-            "time; set data.protocol='random_cold', or write the time"
+            "time; set data.protocol='random_cold' or "
+            "'leave_one_out', or write the time"
         )
 
 
@@ -205,7 +249,8 @@ def _find_features(folder: Path, layout: str, mode: str | None, published: str) 
     """The one content mode and its file."""
     if not any(folder.glob("*_feat.npy")):
         source = f"; published at {published}" if published else ""
-        beside = "" if layout == "inter" else f" and the items of its rows in {letitgo.ITEM_LIST}"
+        is_numbered = layout in ("inter", "s3rec")
+        beside = "" if is_numbered else f" and the items of its rows in {letitgo.ITEM_LIST}"
         raise DataError(
             f"{folder}: no content{source}; put a [items, features] array into MODE_feat.npy"
             f"{beside}, or set data.mode='none' to do without"
@@ -236,12 +281,13 @@ def _with_content(
     files = _find_features(folder, layout, mode, published)
     mode = next(iter(files))
     inputs += files.values()
-    if layout != "inter":
+    is_numbered = layout in ("inter", "s3rec")  # row i of the features is item i
+    if not is_numbered:
         inputs.append(folder / letitgo.ITEM_LIST)
-    least = int(dataset.item_ids.max()) + 1 if layout == "inter" else 0
+    least = int(dataset.item_ids.max()) + 1 if is_numbered else 0
     features = readers.read_features(files, least, allow_unused=True)
     table = features.tables[mode]
-    if layout == "inter":
+    if is_numbered:
         sources = digest_files(folder, inputs, split_file)
         return replace(dataset, content=table[dataset.item_ids], sources=sources)
     feature_ids = pd.Index(letitgo.read_item_list(folder, len(table)))

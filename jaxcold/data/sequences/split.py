@@ -56,7 +56,12 @@ def n_core(rows: pd.DataFrame, core: int) -> pd.DataFrame:
 
     Users with fewer rows go, then items with fewer, until nothing changes. The result does not
     depend on that order: rows that together satisfy the condition are never removed.
+
+    Raises:
+        DataError: unless ``core`` is an integer from 1.
     """
+    if not isinstance(core, int) or core < 1:
+        raise DataError(f"data.n_core={core!r}: must be an integer from 1")
     while True:
         before = len(rows)
         for column in ("user", "item"):
@@ -73,7 +78,7 @@ def time_boundary(times: np.ndarray, quantile: float) -> int:
 
 def sample_users(rows: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """All rows of ``count`` users drawn without replacement, or of all where there are fewer."""
-    users = np.unique(_ids(rows["user"]))
+    users = np.unique(id_array(rows["user"]))
     chosen = np.random.default_rng([seed, 0]).permutation(len(users))[:count]
     return rows[rows["user"].isin(users[chosen])]
 
@@ -117,8 +122,6 @@ def temporal_split(
     """
     _check_fraction("quantile", quantile)
     _check_fraction("val_fraction", val_fraction)
-    if not isinstance(core, int) or core < 1:
-        raise DataError(f"data.n_core={core!r}: must be an integer from 1")
     everything = ordered_rows(name, rows, consecutive_duplicates)
     boundary = time_boundary(everything["time"].to_numpy(), quantile)
     late = (everything["time"] > boundary).to_numpy()
@@ -134,7 +137,7 @@ def temporal_split(
             f"{name}: the {core}-core of the {len(early)} interactions up to the boundary is "
             "empty; lower data.n_core or give more data"
         )
-    users = np.unique(_ids(kept["user"]))
+    users = np.unique(id_array(kept["user"]))
     if val_users is None:
         val_users = _draw_val_users(name, users, val_fraction, seed)
     else:
@@ -156,8 +159,8 @@ def temporal_split(
         "rows_below_core": len(early) - len(kept),
         "users_below_core": early["user"].nunique() - len(users),
         "items_below_core": early["item"].nunique() - kept["item"].nunique(),
-        "cold_seen_before": int(np.isin(cold, _ids(early["item"])).sum()),
-        "cold_seen_in_validation": int(np.isin(cold, _ids(kept["item"])).sum()),
+        "cold_seen_before": int(np.isin(cold, id_array(early["item"])).sum()),
+        "cold_seen_in_validation": int(np.isin(cold, id_array(kept["item"])).sum()),
     }
     return with_statistics(dataset, statistics)
 
@@ -193,7 +196,7 @@ def random_cold_split(
         DataError: if a set of the split would be empty, or an argument is out of range.
     """
     everything = ordered_rows(name, rows, consecutive_duplicates)
-    items, users = np.unique(_ids(everything["item"])), np.unique(_ids(everything["user"]))
+    items, users = np.unique(id_array(everything["item"])), np.unique(id_array(everything["user"]))
     if chosen is None:
         _check_fraction("cold_fraction", cold_fraction)
         _check_fraction("val_fraction", val_fraction)
@@ -267,7 +270,7 @@ def given_test_split(
         if consecutive_duplicates == "drop"
         else sessions[~last]
     )
-    users = np.unique(_ids(everything["user"]))
+    users = np.unique(id_array(everything["user"]))
     val_users = _draw_val_users(name, users, val_fraction, seed)
     validates = everything["user"].isin(val_users).to_numpy()
     dataset = assemble(
@@ -280,7 +283,7 @@ def given_test_split(
         - len(everything)
         + int((~last).sum())
         - len(history),
-        "cold_seen_in_validation": int(np.isin(cold, _ids(everything["item"])).sum()),
+        "cold_seen_in_validation": int(np.isin(cold, id_array(everything["item"])).sum()),
     }
     return with_statistics(dataset, statistics)
 
@@ -324,9 +327,9 @@ def assemble(
     Raises:
         DataError: if nothing is left to train, validate or test with.
     """
-    warm = np.unique(_ids(train["item"])) if warm is None else warm
+    warm = np.unique(id_array(train["item"])) if warm is None else warm
     if cold is None:
-        cold = np.setdiff1d(_ids(test["item"]), warm)
+        cold = np.setdiff1d(id_array(test["item"]), warm)
     item_ids = np.concatenate([warm, cold])
     known = pd.Index(item_ids)
     train, val, test = in_order(train), in_order(val), in_order(test)
@@ -341,8 +344,8 @@ def assemble(
         if not len(left):
             raise DataError(f"{name}: no {what} is left; {remedy}")
 
-    train_users = np.unique(_ids(trains["user"]))
-    evaluated = np.unique(np.concatenate([_ids(validates["user"]), _ids(test["user"])]))
+    train_users = np.unique(id_array(trains["user"]))
+    evaluated = np.unique(np.concatenate([id_array(validates["user"]), id_array(test["user"])]))
     user_ids = np.concatenate([train_users, np.setdiff1d(evaluated, train_users)])
     seen = pd.Index(user_ids)
 
@@ -455,7 +458,7 @@ def _check_fraction(field: str, value: float) -> None:
         raise DataError(f"data.{field}={value!r}: must lie between 0 and 1")
 
 
-def _ids(column: pd.Series) -> np.ndarray:
+def id_array(column: pd.Series) -> np.ndarray:
     """Ids as integers or fixed-width text, which files hold without pickles."""
     ids = column.to_numpy()
     return ids if ids.dtype.kind in "iuU" else ids.astype(str)

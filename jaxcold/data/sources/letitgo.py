@@ -18,7 +18,7 @@ import pandas as pd
 from jaxcold.data import readers, text_tables
 from jaxcold.data.sequences import split as sequences
 from jaxcold.data.sequences.dataset import SequenceDataset
-from jaxcold.data.sources import amazon_m2
+from jaxcold.data.sources import amazon_m2, s3rec
 from jaxcold.data.sources import columns as source_columns
 from jaxcold.data.text_tables import ONE_HOST, Hosts
 from jaxcold.types import DataError
@@ -50,6 +50,8 @@ def find_files(layout: str, name: str, folder: Path, with_content: bool = True) 
     """
     if layout == "inter":
         return [folder / f"{name}.inter"]
+    if layout == "s3rec":
+        return [folder / s3rec.FILES[name][0]]
     if layout == "zvuk":
         return [folder / "zvuk-interactions.parquet"]
     if layout == "amazon_m2":
