@@ -94,10 +94,7 @@ def encode_text(
     if target.exists() and not overwrite:
         raise DataError(f"{target}: is there already; pass --overwrite to replace it")
     table = tables.read(path, (item,), (column,))
-    try:
-        texts = to_texts(table[column])
-    except DataError as error:
-        raise DataError(f"{path}: column {column}: {error}") from None
+    texts = _texts(path, table[column])
     rows = _rows_of_items(path, table[item], out)
     if model == "tfidf" and encoder is None:
         vectors = fit_text(texts, dim=dim)(texts)
@@ -156,6 +153,13 @@ def encode_cached(
     if len(widths) != 1:
         raise DataError(f"{folder}: holds vectors of {widths} numbers; delete it and encode again")
     return np.stack([vectors[key] for key in keys])
+
+
+def _texts(path: pathlib.Path, column: pd.Series) -> list[str]:
+    try:
+        return to_texts(column)
+    except DataError as error:
+        raise DataError(f"{path}: column {column.name}: {error}") from None
 
 
 def _write(target: pathlib.Path, features: np.ndarray) -> None:

@@ -10,7 +10,6 @@ from test_main import ROOT
 
 from experiments.encode_text import _default_prefix, encode_cached, encode_text
 from experiments.import_data import import_data
-from jaxcold.data.pairs.load import load
 from jaxcold.data.text import fit_text
 from jaxcold.types import DataError
 
@@ -49,7 +48,7 @@ def test_the_rows_are_those_of_an_imported_data_set(items, tmp_path):
     assert not list((tmp_path / "shop").glob("*.npy"))
     lines = encode_text(items, tmp_path / "shop", column="title", item="sku")
     assert lines == [f"{tmp_path}/shop/text_feat.npy: 2 items, 2 features of title"]
-    got = load("shop", tmp_path / "shop").content.tables["text"]
+    got = np.load(tmp_path / "shop" / "text_feat.npy")
     np.testing.assert_array_equal(got, fit_text(ITEMS["title"])(["blue hat", "red shoe"]))
 
 
@@ -72,7 +71,7 @@ def test_without_an_import_ids_are_rows(items, tmp_path):
 
 
 def test_each_text_is_encoded_once_whatever_interrupts(tmp_path):
-    texts = [f"{'word ' * (i % 7)}{i}" for i in range(2000)] + ["1", "2", "3"]
+    texts = [f"{'word ' * (i % 7)}{i}" for i in range(2000)] + ["0", "7", "14"]
     stopped = Fake(batches=20)
     with pytest.raises(KeyboardInterrupt):
         encode_cached(stopped, texts, tmp_path, batch_size=64)
@@ -151,11 +150,6 @@ def test_the_command(items, tmp_path):
     done = run(str(items), "--item=sku", "--column=title", f"--out={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     assert "3 items, 2 features of title" in done.stdout
-    for flags in (
-        (str(items),),
-        (str(items), "--column=name", "--item=sku", f"--out={tmp_path}/b"),
-    ):
-        wrong = run(*flags)
-        assert wrong.returncode == 2
-        assert wrong.stderr.startswith("error: ")
-        assert wrong.stderr.count("\n") == 1
+    wrong = run(str(items), "--column=name", "--item=sku", f"--out={tmp_path}/b")
+    assert wrong.returncode == 2
+    assert wrong.stderr == f"error: {items}: has no column name; it has sku, title, size\n"
