@@ -173,7 +173,8 @@ def test_columns_are_told_by_name_and_kind(folder, tmp_path):
 def example(language):
     """The example of experiments/README.md, in Python or in a shell."""
     section = (ROOT / "experiments" / "README.md").read_text().split("## From titles to")[1]
-    return section.split(f"```{language}\n")[1].split("```")[0]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    return next(code for found, code in blocks if found == language)
 
 
 @pytest.fixture
@@ -182,6 +183,7 @@ def films(tmp_path, monkeypatch):
     log = CLICKS.drop(columns="when").set_axis(["user", "item", "rating"], axis=1)
     log.to_csv(tmp_path / "clicks.csv", index=False)
     titles = ITEMS.rename(columns={"sku": "item"})[["item", "title"]]
+    titles = titles.assign(title=titles["title"] + " comedy")
     titles.to_csv(tmp_path / "titles.csv", index=False)
     NEW.rename(columns={"sku": "item"}).to_csv(tmp_path / "new.csv", index=False)
     monkeypatch.chdir(tmp_path)
