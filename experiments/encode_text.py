@@ -183,7 +183,7 @@ def _read_cache(folder: pathlib.Path) -> Iterable[tuple[bytes, np.ndarray]]:
     """Key and vector of all texts of a cache; a damaged file counts as absent."""
     for path in sorted(folder.glob("*.npz")):
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 key, table = file["key"].tobytes(), file["vectors"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue

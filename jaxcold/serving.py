@@ -84,7 +84,9 @@ class Service:
         fields = {"users": (list,), "histories": (dict,), "k": (int,), "candidates": (str, list)}
         fields |= {"exclude_seen": (bool,), "fallback": (str,)}
         given = _check_fields(body, fields)
-        options = {name: given[name] for name in ("exclude_seen", "fallback") if name in given}
+        options: dict[str, Any] = {
+            name: given[name] for name in ("exclude_seen", "fallback") if name in given
+        }
         candidates = given.get("candidates")
         if isinstance(candidates, list):
             candidates = _check_ids(candidates, model.items, "candidates", len(model.items))
@@ -103,8 +105,8 @@ class Service:
             ]
         if not 1 <= len(names) <= MAX_ENTRIES:
             raise BadRequestError(f"1 to {MAX_ENTRIES} users can be asked about, not {len(names)}")
-        argument = {"users" if "users" in given else "histories": _pad(asked)}
-        lists = model.recommend(**argument, k=k, candidates=candidates, **options)
+        options |= {"users" if "users" in given else "histories": _pad(asked)}
+        lists = model.recommend(k=k, candidates=candidates, **options)
         if "histories" in given:
             lists = lists[lists["user"] < len(names)]
             lists = lists.assign(user=[names[row] for row in lists["user"]])
@@ -263,9 +265,14 @@ def _check_fields(body: Any, fields: _Fields, required: str | None = None) -> di
     return body
 
 
-_JSON_TYPES = {
-    **{dict: "an object", list: "a list", str: "a string", int: "a whole number"},
-    **{float: "a number with a fraction", bool: "true or false", type(None): "null"},
+_JSON_TYPES: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "a whole number",
+    float: "a number with a fraction",
+    bool: "true or false",
+    type(None): "null",
 }
 
 
@@ -293,10 +300,14 @@ def _pad(asked: list[Any]) -> list[Any]:
 
 
 def _check_types(ids: list[Any], known: pd.Index, place: str) -> None:
-    kind = int if pd.api.types.is_integer_dtype(known.dtype) else str
+    whole = pd.api.types.is_integer_dtype(known.dtype)
     for value in ids:
-        if type(value) is not kind or (kind is int and not -(2**63) <= value < 2**63):
-            raise BadRequestError(f"{place}: {value!r:.40} is no id; ids are {_JSON_TYPES[kind]}s")
+        is_id = isinstance(value, str)
+        if whole:
+            is_id = type(value) is int and -(2**63) <= value < 2**63
+        if not is_id:
+            kind = "whole numbers" if whole else "strings"
+            raise BadRequestError(f"{place}: {value!r:.40} is no id; those of the model are {kind}")
 
 
 def _to_content(model: Recommender, entries: list[Any], place: str) -> tuple[list[Any], Any]:
@@ -329,8 +340,11 @@ def _to_arrays(model: Recommender, entries: list[Any], place: str) -> dict[str, 
         for entry in entries:
             content = entry.get("content")
             row = content.get(mode) if isinstance(content, dict) else None
-            is_row = isinstance(row, list) and len(row) == width
-            if not is_row or any(type(x) not in (int, float) for x in row):
+            if (
+                not isinstance(row, list)
+                or len(row) != width
+                or any(type(x) not in (int, float) for x in row)
+            ):
                 raise BadRequestError(
                     f'{place}: each entry has "content": {{{json.dumps(mode)}: [...]}} with '
                     f"{width} numbers"

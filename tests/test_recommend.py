@@ -43,7 +43,8 @@ COLUMNS = {"user": "who", "item": "sku"}
 def folder(tmp_path_factory):
     """Tables, and models fitted on them: linear and sasrec; vectors of a run."""
     folder = tmp_path_factory.mktemp("shop")
-    CLICKS.to_csv(folder / "clicks.csv", index=False)
+    CLICKS.drop(columns="stars").to_csv(folder / "clicks.csv", index=False)
+    CLICKS.to_csv(folder / "rated.csv", index=False)
     ITEMS.to_csv(folder / "items.tsv", index=False, sep="\t")
     NEW.to_csv(folder / "new.csv", index=False)
     tables = folder / "clicks.csv", folder / "items.tsv"
@@ -164,7 +165,8 @@ def test_columns_are_told_by_name_and_kind(folder, tmp_path):
     tables = folder / "clicks.csv", folder / "items.tsv"
     fit(*tables, tmp_path / "m", method="linear", columns={"genre": "ignore"}, **COLUMNS)
     assert [*jaxcold.load(tmp_path / "m").widths] == ["title"]
-    fit(*tables, tmp_path / "m", method="linear", rating="stars", min_rating=5, **COLUMNS)
+    rated = folder / "rated.csv", folder / "items.tsv"
+    fit(*rated, tmp_path / "m", method="linear", rating="stars", min_rating=5, **COLUMNS)
     assert len(jaxcold.load(tmp_path / "m").histories.indices) == 24
     with pytest.raises(DataError, match=r"clicks.csv: has no column buyer"):
         fit(*tables, tmp_path / "m", method="linear", user="buyer", item="sku")
@@ -209,7 +211,7 @@ def test_the_example_in_a_shell_runs(films):
     assert [command[0] for command in commands] == ["fit", "recommend", "recommend"]
     fitted = run(*commands[0], "--epochs=1", cwd=films)
     assert fitted.returncode == 0, fitted.stderr
-    assert fitted.stdout == "models/films: SEMCo, 12 users, 10 items\n"
+    assert fitted.stdout.splitlines()[-1] == "models/films: SEMCo, 12 users, 10 items"
     assert re.search(r"content: title: text, \d+ terms in \d+ numbers", fitted.stderr)
     for command, item in zip(commands[1:], ("77", '"item":8'), strict=True):
         done = run(*command, cwd=films)
@@ -219,9 +221,7 @@ def test_the_example_in_a_shell_runs(films):
 
 def test_wrong_commands_end_in_one_line(folder, tmp_path):
     for module, flags in (
-        ("recommend", ["--user=u1"]),
         ("recommend", [f"--model={folder}/linear", "--user=nobody"]),
-        ("recommend", [f"--model={folder}/linear", "--user=u1", "--format=xml"]),
         ("fit", [folder / "clicks.csv", folder / "items.tsv", f"--out={tmp_path}/other"]),
     ):
         wrong = run(module, *flags)

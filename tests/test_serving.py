@@ -153,7 +153,7 @@ BAD = [
     ("/recommend", {"users": ["u1"], "file": "/etc/passwd"}, 400, "field 'file' is unknown"),
     ("/recommend", {"users": "u1"}, 400, "users is a list, not a string"),
     ("/recommend", {"users": ["nobody"]}, 404, "users: 'nobody' is unknown"),
-    ("/recommend", {"users": [3]}, 400, "users: 3 is no id; ids are a strings"),
+    ("/recommend", {"users": [3]}, 400, "users: 3 is no id; those of the model are strings"),
     ("/recommend", {"users": ["u1"] * 1001}, 400, "users is a list of 1000 ids at most"),
     ("/recommend", {"users": ["u1"], "k": True}, 400, "k is a whole number, not true or false"),
     ("/recommend", {"users": ["u1"], "k": 2.5}, 400, "k is a whole number"),

@@ -47,7 +47,7 @@ def make_model(items: int, users: int = 1000, width: int = 64) -> Recommender:
 class Client(threading.Thread):
     """Sends bodies one after the other."""
 
-    def __init__(self, port: int, bodies: Sequence[bytes]) -> None:
+    def __init__(self, port: int, bodies: list[bytes]) -> None:
         super().__init__()
         self._port, self._bodies = port, bodies
         self.times: list[float] = []
@@ -69,7 +69,7 @@ class Client(threading.Thread):
             self.times.append(time.perf_counter() - start)
 
 
-def measure(name: str, port: int, clients: int, bodies: Sequence[bytes]) -> None:
+def measure(name: str, port: int, clients: int, bodies: list[bytes]) -> None:
     """Prints what clients that send these bodies see."""
     running = [Client(port, bodies[i:] + bodies[:i]) for i in range(clients)]
     start = time.perf_counter()

@@ -302,8 +302,8 @@ class Lists:
         """
         if self.ORDERED and self.served == self.KIND:
             raise ValueError("a model of sequences has no parts that sum to the score")
-        own = {"users": [user]} if history is None else {"histories": {user: history}}
-        _, taken, weights = self._asked(own.get("users"), own.get("histories"), "error")
+        asked = [user] if history is None else {user: history}  # a dictionary holds histories
+        _, taken, weights = self._asked(asked, None, "error")
         (row,) = frames.lookup_rows(self.items, [item], "item")
         if not len(taken.indices):
             raise DataError(f"{format_ids('user', [user])} without history: nothing to explain")
