@@ -42,8 +42,10 @@ if TYPE_CHECKING:
 MAX_BODY = 2**20  # bytes
 MAX_K = 1000
 MAX_ENTRIES = 1000  # users or items of a request
+MAX_ROWS = 20_000  # of an answer
 MAX_ITEMS = 2_000_000  # of the catalogue
 SECONDS_OF_BODY = 10.0  # in which a body has to arrive
+_DEEPEST = 8  # lists and objects inside each other
 _WORKERS = 2  # requests that are computed at once; others wait
 _CHANGES = 64  # of the number of items, each of which compiles anew, until programs are dropped
 
@@ -105,6 +107,7 @@ class Service:
             ]
         if not 1 <= len(names) <= MAX_ENTRIES:
             raise BadRequestError(f"1 to {MAX_ENTRIES} users can be asked about, not {len(names)}")
+        _check_rows(len(names), k)
         options |= {"users" if "users" in given else "histories": _pad(asked)}
         lists = model.recommend(k=k, candidates=candidates, **options)
         if "histories" in given:
@@ -123,9 +126,11 @@ class Service:
             ids = _check_ids(given["items"], model.items, "items")
             if not ids:
                 raise BadRequestError("items: is empty")
+            _check_rows(len(ids), k)
             lists = model.similar_items(_pad(ids), k).drop_duplicates(["item", "similar"])
         else:
             ids, content = _to_content(model, given["content"], "content")
+            _check_rows(len(ids), k)
             lists = model.similar_items(content=content, k=k)
             if not isinstance(content, pd.DataFrame):
                 lists["item"] = [ids[row] for row in lists["item"]]
@@ -243,6 +248,14 @@ def _parse(data: bytes) -> Any:
         raise BadRequestError("the body is nested too deeply") from None
     except ValueError as error:
         raise BadRequestError(f"the body is not JSON ({error})") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [
+            x.values() if isinstance(x, dict) else x for x in level if isinstance(x, list | dict)
+        ]
+        level = [x for values in inner for x in values]
+    if any(isinstance(x, list | dict) for x in level):
+        raise BadRequestError("the body is nested too deeply")
     return value
 
 
@@ -281,6 +294,11 @@ def _check_k(given: Mapping[str, Any]) -> int:
     if not 1 <= k <= MAX_K:
         raise BadRequestError(f"k is from 1 to {MAX_K}, not {k!r:.20}")
     return k
+
+
+def _check_rows(lists: int, k: int) -> None:
+    if lists * k > MAX_ROWS:
+        raise BadRequestError(f"{lists} lists of {k} are more than {MAX_ROWS} rows; ask for fewer")
 
 
 def _check_ids(ids: Any, known: pd.Index, place: str, most: int = MAX_ENTRIES) -> list[Any]:
