@@ -10,7 +10,8 @@ these. It is whole or not there at all.
 - Users and items are numbered from 0 in the order of their ids. Ids that are all whole numbers stay
   numbers.
 - The numeric columns of ITEMS are the features; others are named and left out, and so are items
-  that nobody clicked.
+  that nobody clicked. Without a numeric column there are no features: encode a column of text by
+  experiments.encode_text.
 - --time may hold whole numbers or dates. Without --time the rows are in the order of time.
 - --min_rating keeps the clicks whose column --rating is at least that.
 - Rows with the same user, item and time count once.
@@ -25,7 +26,8 @@ import numpy as np
 import pandas as pd
 from absl import app, flags
 
-from experiments import main
+from experiments import main, tables
+from experiments.tables import row_of
 from jaxcold.data.original_ids import write_ids
 from jaxcold.types import DataError
 
@@ -41,7 +43,6 @@ EXAMPLE = (
     "python -m experiments.import_data clicks.csv items.csv --user=COLUMN --item=COLUMN "
     "--time=COLUMN --out=DIR"
 )
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".inter": "\t", ".txt": "\t"}
 
 
 def import_data(
@@ -60,7 +61,7 @@ def import_data(
 
     Args:
         clicks_path: table with the columns of `user`, `item` and, if named, `time` and `rating`.
-        items_path: table with the column of `item` and numeric columns.
+        items_path: table with the column of `item`; its numeric columns are the features.
         out: a folder that is not there yet, or empty.
         user: column.
         item: column.
@@ -80,7 +81,7 @@ def import_data(
     if not mode or "/" in mode:
         raise DataError(f"--mode={mode}: must be a word")
     log, lines = _clicks(clicks_path, user, item, time, rating, min_rating)
-    items = _read(items_path, (item,))
+    items = tables.read(items_path, (item,))
     features, left_out = _features(items_path, items, item)
     lines += left_out
     ids = {}
@@ -115,7 +116,7 @@ def _clicks(
     """The log with the original ids as text, and what to say of it."""
     timed = [] if time is None else [time]
     rated = [] if min_rating is None else [rating]
-    table = _read(path, (user, item), (*timed, *rated))
+    table = tables.read(path, (user, item), (*timed, *rated))
     lines = [f"{path}: {len(table):,} rows"]
     when = np.arange(len(table)) if time is None else _times(path, table, time)
     log = pd.DataFrame(
@@ -132,50 +133,14 @@ def _clicks(
     return distinct, lines
 
 
-def _read(path: pathlib.Path, ids: Sequence[str], others: Sequence[str] = ()) -> pd.DataFrame:
-    """A table whose columns of ids are text; all named columns are there, and every id."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; name a table of clicks and one of items")
-    text = dict.fromkeys(ids, str)
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-        elif path.suffix in _SEPARATORS:
-            table = pd.read_csv(path, sep=_SEPARATORS[path.suffix], dtype=text)
-        else:
-            known = ", ".join((*_SEPARATORS, ".parquet"))
-            raise DataError(f"{path}: has to end in one of {known}")
-    except ImportError:
-        raise DataError(f'{path}: needs pyarrow; pip install ".[parquet]"') from None
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's errors among them
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-    missing = [name for name in (*ids, *others) if name not in table.columns]
-    if missing:
-        columns = ", ".join(map(str, table.columns[:20]))
-        raise DataError(f"{path}: has no column {missing[0]}; it has {columns}")
-    for name in ids:
-        absent = table[name].isna()
-        if absent.any():
-            raise DataError(f"{path}: row {_row(absent)}: {name} is empty; fill it in or remove it")
-        table[name] = table[name].astype(str)
-    return table
-
-
-def _row(bad: pd.Series | np.ndarray) -> int:
-    """The first row at fault, counted from 1 without the header."""
-    return int(np.argmax(np.asarray(bad))) + 1
-
-
 def _numbers(path: pathlib.Path, table: pd.DataFrame, column: str) -> np.ndarray:
     """A column as f64."""
     values = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
     bad = ~np.isfinite(values)
     if bad.any():
         raise DataError(
-            f"{path}: row {_row(bad)}: {column} is '{table[column].iloc[_row(bad) - 1]}'; write "
-            "finite numbers"
+            f"{path}: row {row_of(bad)}: {column} is '{table[column].iloc[row_of(bad) - 1]}'; "
+            "write finite numbers"
         )
     return values
 
@@ -188,52 +153,47 @@ def _times(path: pathlib.Path, table: pd.DataFrame, column: str) -> np.ndarray:
         bad = dates.isna()
         if bad.any():
             raise DataError(
-                f"{path}: row {_row(bad)}: {column} is '{values.iloc[_row(bad) - 1]}'; write whole "
-                "numbers or dates such as 2024-05-01 12:00:00"
+                f"{path}: row {row_of(bad)}: {column} is '{values.iloc[row_of(bad) - 1]}'; write "
+                "whole numbers or dates such as 2024-05-01 12:00:00"
             )
         return dates.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
     numbers = _numbers(path, table, column)
     bad = (numbers % 1 != 0) | (np.abs(numbers) > 2**62)
     if bad.any():
         raise DataError(
-            f"{path}: row {_row(bad)}: {column} is '{values.iloc[_row(bad) - 1]}'; write whole "
+            f"{path}: row {row_of(bad)}: {column} is '{values.iloc[row_of(bad) - 1]}'; write whole "
             "numbers or dates such as 2024-05-01 12:00:00"
         )
     return values.to_numpy().astype(np.int64)
 
 
 def _features(path: pathlib.Path, table: pd.DataFrame, item: str) -> tuple[np.ndarray, list[str]]:
-    """f32[rows, F] of the numeric columns, and what to say of the others."""
+    """f32[rows, F] of the numeric columns, F may be 0, and what to say of the others."""
     repeated = table[item].duplicated()
     if repeated.any():
-        name = table[item].iloc[_row(repeated) - 1]
+        name = table[item].iloc[row_of(repeated) - 1]
         raise DataError(
-            f"{path}: row {_row(repeated)}: {item} {name} is there already; keep one row per item"
+            f"{path}: row {row_of(repeated)}: {item} {name} is there already; keep one row per item"
         )
     columns = [name for name in table.columns if name != item]
     numeric = [name for name in columns if pd.api.types.is_numeric_dtype(table[name])]
-    if not numeric:
-        raise DataError(f"{path}: has no numeric column; encode the items' content as numbers")
     for name in numeric:
         values = _numbers(path, table, name)
         bad = np.abs(values) > np.finfo(np.float32).max
         if bad.any():
-            raise DataError(f"{path}: row {_row(bad)}: {name} is beyond float32; scale the column")
+            raise DataError(
+                f"{path}: row {row_of(bad)}: {name} is beyond float32; scale the column"
+            )
     others = ", ".join(str(name) for name in columns if name not in numeric)
     lines = [f"{path}: {others}: not numeric, left out"] if others else []
+    if not numeric:
+        lines.append("no features: encode a column by experiments.encode_text into --out")
     return table[numeric].to_numpy(np.float32), lines
 
 
 def _numbered(ids: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers from 0 in the order of the ids, and the ids, whole numbers if all of them are."""
-    try:
-        numbers = ids.astype(np.int64)
-    except (ValueError, OverflowError):
-        pass
-    else:
-        if (numbers.astype(str) == ids).all():  # "007" is no number
-            ids = numbers
-    values, number = np.unique(ids.to_numpy(), return_inverse=True)
+    """Numbers from 0 in the order of the ids, and the ids."""
+    values, number = np.unique(tables.to_ids(ids).to_numpy(), return_inverse=True)
     return number, values
 
 
@@ -250,7 +210,8 @@ def _write(
     try:
         partial.mkdir(parents=True)
         log.to_csv(partial / f"{out.name}.inter", sep="\t", index=False)
-        np.save(partial / f"{mode}_feat.npy", features, allow_pickle=False)
+        if features.shape[1]:
+            np.save(partial / f"{mode}_feat.npy", features, allow_pickle=False)
         write_ids(partial, ids)
         partial.rename(out)
     finally:

@@ -10,6 +10,7 @@ Several hosts: the same command on each, with --coordinator, --hosts and --host,
 that all of them see. The first writes the reports.
 """
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -17,7 +18,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -192,6 +194,18 @@ def interrupted() -> int:
 def _asked_to_stop(*_: object) -> None:
     """SIGTERM where there is no state of a training to save; `experiments.runner` has its own."""
     raise configs.StoppedError("stopped; the same command goes on")
+
+
+@contextlib.contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Says warnings on standard error without the place in our code that raised them."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def of_system(error: OSError) -> str:

@@ -23,6 +23,7 @@ LAYERS = {
     "train": COMMON | {"data", "parallel"},
     "eval": COMMON | {"data", "parallel"},
     "reporting": COMMON | {"eval"},
+    "serving": COMMON | {"estimators"},
     "estimators": COMMON | {"", "data", "parallel", "models", "train", "eval", "reporting"},
 }
 # Package -> the dependencies that its modules may import; others may import any but `FLAGS`.

@@ -15,7 +15,7 @@ import pandas as pd
 
 from jaxcold.data import content as vectors
 from jaxcold.data.pairs.dataset import ContentFeatures
-from jaxcold.estimators import features, frames, schema
+from jaxcold.estimators import columns, features, frames, schema
 from jaxcold.estimators.features import Content, Modes
 from jaxcold.estimators.frames import format_ids, to_distinct_index, to_index
 from jaxcold.estimators.lists import CONTENT_KNN, Lists
@@ -32,8 +32,8 @@ class Recommender(Lists):
 
         Args:
             ids: of the new items.
-            content: every mode of the model: an array with a row per id, or a frame indexed by
-                these ids, in any order.
+            content: every mode of the model: an array with a row per id, or a frame with these ids
+                in its index, or in the column that had them in `fit`, in any order.
 
         Raises:
             DataError: for an id that is known already or content that does not fit.
@@ -198,11 +198,14 @@ class Recommender(Lists):
                 arrays |= {f"scaling/{m}/mean": mean, f"scaling/{m}/factor": factor}
         if self.served == self.KIND:
             arrays |= self._encoder_arrays()
+        raw, raw_arrays = columns.to_saved(self.modes.raw)
+        arrays |= raw_arrays
         meta = {
             "modes": [
                 {"name": mode, "width": width, "columns": self.modes.columns[mode]}
                 for mode, width in self.modes.widths.items()
             ],
+            "raw": raw,
             "options": dict(self.options),
             "history": self.history.to_dict("records"),
         }
@@ -220,7 +223,7 @@ class Recommender(Lists):
         with schema.read_model(folder, cls.KIND, ("users", "items")) as saved:
             arrays, users, items = saved.arrays, saved.ids["users"], saved.ids["items"]
             options = saved.meta["options"]
-            widths, columns = schema.check_modes(saved.meta["modes"])
+            widths, names = schema.check_modes(saved.meta["modes"])
             served = options.get("served", cls.KIND)
             expected: schema.Schema = {
                 "items/warm": ((len(items),), "bool"),
@@ -232,6 +235,8 @@ class Recommender(Lists):
             for m, width in enumerate(widths.values()):
                 for part in ("mean", "factor") if f"scaling/{m}/mean" in arrays else ():
                     expected[f"scaling/{m}/{part}"] = (width,), "float64"
+            raw, raw_expected = columns.from_saved(saved.meta.get("raw", []), arrays, widths)
+            expected |= raw_expected
             if served == cls.KIND:
                 expected |= cls._expected_arrays(arrays, options, widths, len(items))
             elif served == CONTENT_KNN and widths:
@@ -257,7 +262,7 @@ class Recommender(Lists):
                 warm=arrays["items/warm"],
                 histories=histories,
                 weights=weights,
-                modes=Modes(widths, columns, scalings),
+                modes=Modes(widths, names, scalings, raw),
                 options=options,
                 history=pd.DataFrame(schema.check_history(saved.meta["history"])),
                 encoder=encoder,

@@ -1,7 +1,9 @@
 """Content of items, in frames and arrays, as tables with a row per item."""
 
+import sys
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +11,9 @@ import pandas as pd
 
 from jaxcold.data.content import Scaling, describe_degenerate, distinct_rows, fit_scaling
 from jaxcold.data.pairs.dataset import ContentFeatures
+from jaxcold.estimators import columns as raw_columns
 from jaxcold.estimators import frames
+from jaxcold.estimators.columns import Encoded, RawColumns, describe_place
 from jaxcold.estimators.frames import format_ids, to_distinct_index
 from jaxcold.types import DataError
 
@@ -28,6 +32,13 @@ class Modes(NamedTuple):
     # names of the columns; None of a mode that was an array
     columns: Mapping[str, list[str | int] | None]
     scalings: Mapping[str, Scaling]  # of the modes that are standardised
+    # Mode that is given as raw columns -> how they become modes; "" of a frame without a name.
+    raw: Mapping[str, RawColumns] = MappingProxyType({})
+
+    @property
+    def encoded(self) -> set[str]:
+        """The modes that are made of raw columns."""
+        return {mode for place, raw in self.raw.items() for mode in raw.widths(place)}
 
 
 def to_features(
@@ -35,6 +46,9 @@ def to_features(
     items: Iterable[Hashable] | None,
     modes: Modes | None = None,
     id_column: str = "item",
+    *,
+    kinds: Mapping[str | int, str] | None = None,
+    joined: bool = False,
 ) -> tuple[pd.Index, ContentFeatures, Modes]:
     """Frames and arrays to tables with a row per item.
 
@@ -42,7 +56,9 @@ def to_features(
         content: as for `SEMCo.fit`.
         items: ids of the rows of arrays; unset, where the model is known, they are numbered.
         modes: that a trained model takes: its columns in its order, standardised if its are.
-        id_column: of frames that have no index, the column of item ids.
+        id_column: of frames that have such a column, that of item ids; others have an index.
+        kinds: of raw columns, the argument `columns` of `SEMCo.fit`.
+        joined: a frame of raw columns becomes one mode.
 
     Returns:
         The ids, in the order of `items`, then as they first appear; their features; the modes.
@@ -53,17 +69,28 @@ def to_features(
     named = None if items is None else to_distinct_index(items, "item")
     parts: dict[str, tuple[pd.Index, np.ndarray]] = {}
     columns: dict[str, list[str | int] | None] = {}
-    given_modes = _by_mode(content, modes)
+    if not isinstance(content, Mapping):
+        content = {TABLE: content}
+    pandas = {
+        mode: frames.to_pandas(given, describe_place(mode), index=id_column)
+        for mode, given in content.items()
+    }
+    fitted = modes.raw if modes is not None else _fit_raw(pandas, kinds, joined)
+    given_modes = _by_mode(_encode_raw(pandas, fitted, fitting=modes is None), modes)
     for mode, given in given_modes.items():
-        place = _place(mode)
-        given = given_modes[mode] = frames.to_pandas(given, place, index=id_column)
+        place = describe_place(mode)
         index = named
-        if isinstance(given, pd.DataFrame):
-            index = to_distinct_index(given.index, f"{place} item")
-        if modes is not None:
-            given = order_columns(place, given, modes.columns[mode])
-        columns[mode] = to_column_names(place, given)
-        table = to_table(place, given)
+        if isinstance(given, Encoded):
+            given_modes[mode] = given.table
+            index, table = to_distinct_index(given.index, f"{place} item"), given.table
+            columns[mode] = None
+        else:
+            if isinstance(given, pd.DataFrame):
+                index = to_distinct_index(given.index, f"{place} item")
+            if modes is not None:
+                given = order_columns(place, given, modes.columns[mode])
+            columns[mode] = to_column_names(place, given)
+            table = to_table(place, given)
         if index is None:
             if modes is None:
                 raise DataError(f"{place} is an array; say whose rows it holds by items=")
@@ -99,8 +126,24 @@ def to_features(
         )
     if modes is None:
         widths = {mode: table.shape[1] for mode, table in tables.items()}
-        modes = Modes(widths, columns, {})
+        modes = Modes(widths, columns, {}, fitted)
     return ids, ContentFeatures(tables, present), modes
+
+
+def fit(
+    content: Content,
+    items: Iterable[Hashable] | None,
+    id_column: str,
+    kinds: Mapping[str | int, str] | None,
+    progress: bool,
+    *,
+    joined: bool = False,
+) -> tuple[pd.Index, ContentFeatures, Modes]:
+    """`to_features` for a fit; says on standard error, if wanted, what each raw column became."""
+    result = to_features(content, items, id_column=id_column, kinds=kinds, joined=joined)
+    for line in raw_columns.describe(result[2].raw) if progress else ():
+        print(line, file=sys.stderr)
+    return result
 
 
 def standardize(
@@ -121,13 +164,15 @@ def standardize(
     scalings = {}
     if option:
         for mode, table in features.tables.items():
+            if option == "auto" and mode in modes.encoded:
+                continue
             rows = np.flatnonzero(warm & features.present[mode])
             scaling = fit_scaling(table, rows, always=option is True)
             if scaling is not None:
                 scalings[mode] = scaling
     lines = []
     if option == "auto" and scalings:
-        names = ", ".join(map(_place, scalings))
+        names = ", ".join(map(describe_place, scalings))
         lines.append(
             f"columns of {names} differ in scale by orders of magnitude and are standardised; "
             "standardize=False takes them as they are"
@@ -135,8 +180,8 @@ def standardize(
     findings = {}
     for mode, table in features.tables.items():
         there = features.present[mode]
-        if not isinstance(table, np.memmap):
-            findings[_place(mode)] = table if there.all() else table[there]
+        if not isinstance(table, np.memmap) and mode not in modes.encoded:
+            findings[describe_place(mode)] = table if there.all() else table[there]
     lines += describe_degenerate(findings)
     if len(findings) == len(features.tables) and (count := len(warm)) > 1:
         distinct = distinct_rows(features.tables)
@@ -153,15 +198,46 @@ def standardize(
     return features._replace(tables=tables), modes._replace(scalings=scalings)
 
 
-def _place(mode: str) -> str:
-    """How a message names a mode of the argument `content`."""
-    return "content" if mode == TABLE else f"content[{mode!r}]"
+def _fit_raw(
+    content: Mapping[str, Any], kinds: Mapping[str | int, str] | None, joined: bool
+) -> dict[str, RawColumns]:
+    """Mode -> its raw columns, of the frames that hold any."""
+    tables = {mode: given for mode, given in content.items() if isinstance(given, pd.DataFrame)}
+    names = [name for frame in tables.values() for name in to_column_names("content", frame) or ()]
+    raw_columns.check_kinds(kinds, names)
+    kinds = kinds or {}
+    return {
+        mode: raw_columns.fit_columns(mode, frame, kinds, joined=joined)
+        for mode, frame in tables.items()
+        if raw_columns.is_raw(frame, kinds)
+    }
 
 
-def _by_mode(content: Content, modes: Modes | None) -> dict[str, Any]:
+def _encode_raw(
+    content: Mapping[str, Any], fitted: Mapping[str, RawColumns], *, fitting: bool
+) -> dict[str, Any]:
+    """The content, with the modes of raw columns in place of their frames."""
+    encoded: dict[str, Any] = {}
+    for mode, given in content.items():
+        raw = fitted.get(mode)
+        if raw is None:
+            encoded[mode] = given
+            continue
+        if not isinstance(given, pd.DataFrame):
+            raise DataError(
+                f"{describe_place(mode)} is a frame with the columns "
+                f"{', '.join(map(str, raw.names))}, not {type(given).__name__}"
+            )
+        encoded |= raw.encode(mode, given, fitting=fitting)
+    absent = [mode for mode in fitted if mode not in content]
+    if absent:
+        names = ", ".join(map(str, fitted[absent[0]].names))
+        raise DataError(f"{describe_place(absent[0])} is absent; give a frame with {names}")
+    return encoded
+
+
+def _by_mode(content: Mapping[str, Any], modes: Modes | None) -> dict[str, Any]:
     """The content by mode, in the model's order."""
-    if not isinstance(content, Mapping):
-        content = {TABLE: content}
     if not content:
         raise DataError('content is a dictionary of modes, such as {"text": frame}, or one frame')
     if modes is None:
@@ -191,7 +267,7 @@ def _check_finite(mode: str, given: Any, index: pd.Index, table: np.ndarray) -> 
         if mode == TABLE:
             remedy = "leave the item out"
         raise DataError(
-            f"{_place(mode)}: {format_ids('item', index[broken])} not finite ({value}); "
+            f"{describe_place(mode)}: {format_ids('item', index[broken])} not finite ({value}); "
             f"write numbers, or {remedy}"
         )
     return there

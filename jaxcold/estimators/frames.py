@@ -116,14 +116,16 @@ def to_pandas(frame: Any, place: str, index: str | None = None) -> Any:
     Args:
         frame: anything.
         place: the argument that holds it, for the message.
-        index: column of a polars or Arrow frame that becomes the index.
+        index: column that becomes the index; a pandas frame without it has an index already.
 
     Raises:
         DataError: for a frame that is not computed yet, or has no such column.
     """
     if hasattr(frame, "collect") and hasattr(frame, "collect_schema"):
         raise DataError(f"{place} is a lazy frame; compute it first, by collect()")
-    if isinstance(frame, pd.DataFrame) or hasattr(frame, "tocsr"):
+    if isinstance(frame, pd.DataFrame):
+        return frame.set_index(index) if index in frame.columns else frame
+    if hasattr(frame, "tocsr"):
         return frame
     # Arrow's `columns` are data; polars has names there.
     names = getattr(frame, "column_names", None) or getattr(frame, "columns", None)

@@ -47,6 +47,7 @@ class Linear(Recommender):
         content: Content,
         *,
         items: Iterable[Hashable] | None = None,
+        columns: Mapping[str | int, str] | None = None,
         method: str = "ridge",
         l2: float | Sequence[float] = closed_form.L2,
         val_fraction: float | None = None,
@@ -57,6 +58,7 @@ class Linear(Recommender):
         weight: str | None = None,
         min_rating: float | None = None,
         standardize: bool | str = "auto",
+        progress: bool = True,
     ) -> "Linear":
         """Solves for the map; of several values of l2 the one that is best on held-out items.
 
@@ -66,6 +68,7 @@ class Linear(Recommender):
             interactions: see `SEMCo.fit`.
             content: see `SEMCo.fit`.
             items: ids of the rows of arrays.
+            columns: see `SEMCo.fit`.
             method: "ridge" or "whitened_knn".
             l2: regularisation of ridge, or several values to choose from; positive. Modes have
                 rows of norm one, so it counts in items.
@@ -78,6 +81,7 @@ class Linear(Recommender):
             weight: column of weights of the clicks, in the mean of a user.
             min_rating: keeps the rows whose rating is at least this; unset, all rows.
             standardize: see `SEMCo.fit`.
+            progress: say on standard error what was made of each raw column.
 
         Raises:
             DataError: naming the column, mode or id at fault.
@@ -98,7 +102,7 @@ class Linear(Recommender):
         names = frames.log_names(
             user=user, item=item, rating=rating, weight=weight, min_rating=min_rating
         )
-        ids, given, modes = features.to_features(content, items, id_column=item)
+        ids, given, modes = features.fit(content, items, item, columns, progress)
         log = PairLog.read(interactions, names, ids, min_rating)
         given, modes = features.standardize("Linear", given, modes, log.is_clicked, standardize)
         dataset = log.split(given, 0.0, seed)

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxcold.data import content as vectors
 from jaxcold.data.pairs.dataset import ContentFeatures
 from jaxcold.estimators import arguments, features, frames, ranking
+from jaxcold.estimators.columns import describe
 from jaxcold.estimators.features import Content, Modes
 from jaxcold.estimators.frames import format_ids, to_index
 from jaxcold.estimators.logs import group
@@ -59,6 +60,11 @@ class Lists:
     def columns(self) -> Mapping[str, list[str | int] | None]:
         """Content mode -> names of its columns; None of a mode that was an array."""
         return self.modes.columns
+
+    @property
+    def described_columns(self) -> list[str]:
+        """A line for each raw column that the model was fitted on: what it became."""
+        return describe(self.modes.raw)
 
     @property
     def cold_items(self) -> pd.Index:
@@ -273,6 +279,40 @@ class Lists:
             items=self.items,
         )
         return lists.set_axis(["item", "similar", "rank", "score"], axis=1)
+
+    def explain(
+        self, user: Hashable, item: Hashable, *, history: Iterable[Hashable] | None = None
+    ) -> pd.DataFrame:
+        """What each item that a user took adds to the score of another item.
+
+        A user's vector is the mean of the items' vectors, scaled to norm one, and a score is linear
+        in it, so the parts are exact.
+
+        Args:
+            user: id; of the log, unless there is a history.
+            item: id of any item that the model knows.
+            history: ids of the items that the user took.
+
+        Returns:
+            Columns item and part, the largest part first; the parts sum to the score.
+
+        Raises:
+            DataError: naming an id that is unknown, or a user without history.
+            ValueError: of a model that reads a history as a sequence.
+        """
+        if self.ORDERED and self.served == self.KIND:
+            raise ValueError("a model of sequences has no parts that sum to the score")
+        asked = [user] if history is None else {user: history}  # a dictionary holds histories
+        _, taken, weights = self._asked(asked, None, "error")
+        (row,) = frames.lookup_rows(self.items, [item], "item")
+        if not len(taken.indices):
+            raise DataError(f"{format_ids('user', [user])} without history: nothing to explain")
+        rows = self.item[taken.indices].astype(np.float64)
+        weight = np.ones(len(rows)) if weights is None else weights.astype(np.float64)
+        norm = np.linalg.norm(weight @ rows)
+        part = weight * (rows @ self.item[row].astype(np.float64)) / (norm if norm else 1.0)
+        order = np.argsort(-part, kind="stable")
+        return pd.DataFrame({"item": self.items[taken.indices[order]], "part": part[order]})
 
     def evaluate(
         self,

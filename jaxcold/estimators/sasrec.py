@@ -83,6 +83,7 @@ class SASRec(Recommender):
         content: Content | None,
         *,
         items: Iterable[Hashable] | None = None,
+        columns: Mapping[str | int, str] | None = None,
         item_table: sasrec.ItemTable = "delta",
         max_delta_norm: float = 0.5,
         dim: int | None = None,
@@ -118,6 +119,7 @@ class SASRec(Recommender):
                 without clicks are cold: they can be recommended at once. None trains on ids alone:
                 ``item_table="random"``, which ignores content.
             items: ids of the rows of an array.
+            columns: see `jaxcold.SEMCo.fit`; raw columns are joined into the one table.
             item_table: "random", "content", "frozen" or "delta", see `jaxcold.models.sasrec`.
             max_delta_norm: how far "delta" may move an item from its content, whose norm is 1.
             dim: size of an embedding, to which content is reduced; unset, 64 or the number of
@@ -134,11 +136,9 @@ class SASRec(Recommender):
             item: column of the items' ids.
             time: column of the times.
             rating: column that `min_rating` reads.
-            weight: column of weights of the clicks, from 0: they weigh the loss of the click as a
-                target. A click of weight 0 is none.
+            weight: column of weights of clicks as targets in the loss, from 0: no click.
             min_rating: keeps the rows whose rating is at least this; unset, all rows.
-            standardize: as for `jaxcold.SEMCo.fit`. ``reduce="always"``, the default, standardises
-                in any case.
+            standardize: as for `jaxcold.SEMCo.fit`; ``reduce="always"`` standardises in any case.
             progress: show a bar.
             **options: of `jaxcold.models.sasrec.build`: loss, alpha, tau, negatives, calibration,
                 blocks, heads, dropout, windows, compute, reduce, layers, average.
@@ -173,7 +173,7 @@ class SASRec(Recommender):
         if content is None or item_table == "random":
             item_table = "random"
         else:
-            ids, given, modes = features.to_features(content, items, id_column=item)
+            ids, given, modes = features.fit(content, items, item, columns, progress, joined=True)
             if len(modes.widths) > 1:
                 raise DataError("content is one table for SASRec; join its modes into one")
             log = log.with_items(ids)

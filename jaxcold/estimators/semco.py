@@ -65,6 +65,7 @@ class SEMCo(Recommender):
         content: Content,
         *,
         items: Iterable[Hashable] | None = None,
+        columns: Mapping[str | int, str] | None = None,
         alpha: float = 2.0,
         tau: float | None = None,
         epochs: int | None = None,
@@ -93,13 +94,18 @@ class SEMCo(Recommender):
             interactions: a frame of pandas, polars or Arrow with a row per click: ids of users and
                 items, whole numbers or strings. Other columns are ignored and a repeated pair
                 counts once. Columns that look like ratings or weights are named in a warning.
-            content: features by mode, or one table of them: a frame whose index holds item ids (of
-                polars and Arrow the column `item` does), or an array or a sparse matrix whose row
-                i belongs to ``items[i]``. Later frames may have the columns of a frame in another
-                order; those of arrays go by position. An item that a frame lacks, or whose row is
-                all NaN, lacks that mode. Items without clicks are cold: they can be recommended at
-                once.
+            content: features by mode, or one table of them: a frame with item ids in the column
+                `item` or else in its index, or an array or a sparse matrix whose row i belongs to
+                ``items[i]``. Later frames may have the columns of a frame in another order; those
+                of arrays go by position. An item that a frame lacks, or whose row is all NaN, lacks
+                that mode. Items without clicks are cold: they can be recommended at once. A frame
+                may also hold raw columns, such as titles: text, categories and numbers become modes
+                of their own, learnt from all its rows and saved with the model. What each column
+                became is said, and `columns` decides otherwise.
             items: ids of the rows of arrays.
+            columns: raw column -> "text" (TF-IDF and SVD), "category" (a feature per value; "a|b"
+                holds two), "number" (standardised) or "ignore". Unset ones go by their values. It
+                makes a frame of numbers alone one of raw columns.
             alpha: 1 softmax, 1.5 entmax15, 2 sparsemax, or anything between.
             tau: temperature; unset, a value that suits alpha and gradient.
             epochs: passes over the clicks, at most; unset, by the number of clicks.
@@ -122,7 +128,7 @@ class SEMCo(Recommender):
             standardize: "auto" standardises the modes whose columns differ in scale by orders of
                 magnitude, and says so in a warning; True all modes; False none. Items with clicks
                 decide; new items are treated alike.
-            progress: show a bar.
+            progress: show a bar, and what each raw column became.
             **options: of `jaxcold.models.semco.build`: gradient, hidden, out, attention_layers,
                 encode, batch_norm, user_vector, stream, compute.
 
@@ -146,7 +152,7 @@ class SEMCo(Recommender):
             user=user, item=item, rating=rating, weight=weight, min_rating=min_rating
         )
         options = {"gradient": "fenchel_young", **options}
-        ids, given, modes = features.to_features(content, items, id_column=item)
+        ids, given, modes = features.fit(content, items, item, columns, progress)
         log = PairLog.read(interactions, names, ids, min_rating)
         given, modes = features.standardize(cls.__name__, given, modes, log.is_clicked, standardize)
         options = {

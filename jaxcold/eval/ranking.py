@@ -273,6 +273,7 @@ def _entries(csr: Csr, blocks: Sequence[slice], block: int) -> Callable[[slice],
     Padding points past the last row, where a scatter with mode "drop" writes nothing.
     """
     longest = max(int(csr.indptr[rows.stop] - csr.indptr[rows.start]) for rows in blocks)
+    longest = 2 ** (longest - 1).bit_length() if longest else 0  # few shapes: few compilations
 
     def entries(rows: slice) -> np.ndarray:
         part = _rows(csr, rows)

@@ -29,7 +29,7 @@ class Progress:
         self._console = console or rich.console.Console()
         self._clock, self._every = clock, every
         self._done = self._before = done  # of the total; before: by an earlier process
-        self._loss = float("nan")
+        self._loss: float | None = None
         self._start = self._last = clock()
         self._bar: rich.progress.Progress | None = None
         if self._console.is_terminal:
@@ -56,8 +56,8 @@ class Progress:
             self._bar.stop()
         self.say(self._line())
 
-    def advance(self, items: int, loss: float) -> None:
-        """Adds to the finished items; `loss` is that of the latest step."""
+    def advance(self, items: int, loss: float | None = None) -> None:
+        """Adds to the finished items; `loss` is that of the latest step, None of no training."""
         self._done += items
         self._loss = loss
         if self._bar:
@@ -74,7 +74,8 @@ class Progress:
         return max(self._clock() - self._start, 1e-9)
 
     def _status(self) -> str:
-        return f"loss {self._loss:.4f}  {self._rate():,.0f} {self._unit}/s"
+        loss = "" if self._loss is None else f"loss {self._loss:.4f}  "
+        return f"{loss}{self._rate():,.0f} {self._unit}/s"
 
     def _rate(self) -> float:
         return (self._done - self._before) / self._elapsed()
