@@ -187,6 +187,12 @@ def test_a_new_item_equals_the_known_one_of_its_content(log, fitted):
     assert np.isfinite(again.recommend([0], k=3)["score"]).all()
 
 
+def test_the_parts_of_an_explanation_sum_to_the_score(fitted):
+    scores = fitted.recommend([3], k=3).set_index("item")["score"]
+    for item, score in scores.items():
+        assert fitted.explain(3, item)["part"].sum() == pytest.approx(score, rel=1e-4)
+
+
 def test_it_cannot_be_trained_on(log, fitted):
     with pytest.raises(ValueError, match="add_clicks, or fit a new one"):
         fitted.partial_fit(*log)

@@ -104,6 +104,11 @@ class Hybrid(SEMCo):
     def _encode_users(self, histories: Csr, weights: np.ndarray | None) -> np.ndarray:
         return self.encoder.blend.users(self.item, histories, weights)
 
+    def _click_blocks(self, rows: np.ndarray) -> list[tuple[np.ndarray, slice]]:
+        out = len(self.encoder.blend.encoder)
+        ranked = out + len(self.encoder.blend.closed)
+        return [(rows[:, :out], slice(out)), (rows[:, ranked:], slice(out, ranked))]
+
     def _encoder_arrays(self) -> dict[str, np.ndarray]:
         trained, closed, blend = self.encoder
         values = (closed.white.mean, closed.white.kernel, closed.rows, closed.weights)

@@ -285,8 +285,8 @@ class Lists:
     ) -> pd.DataFrame:
         """What each item that a user took adds to the score of another item.
 
-        A user's vector is the mean of the items' vectors, scaled to norm one, and a score is linear
-        in it, so the parts are exact.
+        A user's vector is a scaled sum over the history, and a score is linear in it, so the parts
+        are exact.
 
         Args:
             user: id; of the log, unless there is a history.
@@ -309,8 +309,13 @@ class Lists:
             raise DataError(f"{format_ids('user', [user])} without history: nothing to explain")
         rows = self.item[taken.indices].astype(np.float64)
         weight = np.ones(len(rows)) if weights is None else weights.astype(np.float64)
-        norm = np.linalg.norm(weight @ rows)
-        part = weight * (rows @ self.item[row].astype(np.float64)) / (norm if norm else 1.0)
+        user_row = self._user_rows(taken, weights)[0].astype(np.float64)
+        part = np.zeros(len(rows))
+        blocks = [(rows, slice(None))] if self.served != self.KIND else self._click_blocks(rows)
+        for clicks, at in blocks:
+            total = weight @ clicks
+            scale = user_row[at] @ total / max(total @ total, np.finfo(float).tiny)
+            part += scale * weight * (clicks @ self.item[row, at].astype(np.float64))
         order = np.argsort(-part, kind="stable")
         return pd.DataFrame({"item": self.items[taken.indices[order]], "part": part[order]})
 
@@ -378,6 +383,14 @@ class Lists:
     def _encode_users(self, histories: Csr, weights: np.ndarray | None) -> np.ndarray:
         """f32[n, D]: vectors of users; zero for an empty history."""
         return vectors.history_means(histories, self.item, weights)
+
+    def _click_blocks(self, rows: np.ndarray) -> list[tuple[np.ndarray, slice]]:
+        """What clicks on items f[n, D] add up to, up to a scale, in each block of a user's vector.
+
+        Returns:
+            Per block f[n, d], and where the block is.
+        """
+        return [(rows, slice(None))]
 
     def _block_users(self, pool: np.ndarray | Csr) -> int | None:
         """Users that are scored at once, where a list must not depend on who else is asked."""
