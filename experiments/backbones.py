@@ -85,8 +85,9 @@ def cold_start_method(
     by_dataset: Mapping[str, Mapping[str, Any]] = {},
     space: Mapping[str, Sequence[Any]],
     patience: int = 10,
+    validation: str | None = None,
 ) -> Method:
-    """A method on pairs that trains until cold validation has not risen for a while.
+    """A method on pairs that trains until validation has not risen for a while.
 
     Args:
         title: its name in tables.
@@ -97,6 +98,7 @@ def cold_start_method(
         by_dataset: name of a data set -> the values that are others there.
         space: ranges to search.
         patience: epochs without a gain.
+        validation: the slice that decides; None: cold items.
     """
 
     def tuned(config: config_dict.ConfigDict) -> dict[str, Any]:
@@ -134,4 +136,5 @@ def cold_start_method(
         },
         tuned=tuned,
         search_space=lambda config: space,
+        validation=validation,
     )

@@ -14,7 +14,15 @@ from experiments import config as configs
 from experiments import seed as seeds
 from experiments import task as tasks
 from experiments import workdir as workdirs
-from experiments.setup import BySlice, Setup, cutoff_of, headline, make_setup, title
+from experiments.setup import (
+    BySlice,
+    Setup,
+    cutoff_of,
+    headline,
+    make_setup,
+    title,
+    validation_slice,
+)
 from jaxcold import parallel
 from jaxcold.eval import statistics
 from jaxcold.eval.evaluation import evaluate_model
@@ -197,7 +205,7 @@ def write_reports(
             {key: metrics[f"test/{drawn}"] for key, metrics in shown.items()},
             name=name,
             cutoff=cutoff_of(config.eval.cutoffs),
-            headline=task.headline,
+            headline=validation_slice(config),
             bars=[(mode + slice_name, metric) for slice_name, metric in task.bars],
             drawn=drawn,
         )
@@ -245,7 +253,7 @@ def validate(
     Returns:
         The score after the last epoch.
     """
-    model, name = setup.model, setup.task.headline
+    model, name = setup.model, validation_slice(setup.config)
     pretraining = model.pretraining_epochs
 
     def score(state: TrainState) -> float:

@@ -34,7 +34,7 @@ from experiments import method as methods
 from experiments import task as tasks
 from experiments import workdir as workdirs
 from experiments.method import ConfigError
-from experiments.setup import headline, make_setup
+from experiments.setup import headline, make_setup, validation_slice
 from jaxcold.files import write_atomic
 from jaxcold.train.loop import DivergedError
 from jaxcold.types import EvalSlice
@@ -189,7 +189,8 @@ def _objective(
     """Loads the data, and drops the test sets so that no trial can look at them."""
     task = tasks.of(config)
     dataset = task.without_tests(task.load(config))
-    slices = {task.headline: task.slices(config, dataset)[task.headline]}
+    name = validation_slice(config)
+    slices = {name: task.slices(config, dataset)[name]}
     return _Objective(config, workdir, ranges, dataset, slices, Console())
 
 

@@ -14,6 +14,7 @@ from experiments.config import ConfigError
 from jaxcold.data.pairs.dataset import ContentFeatures
 from jaxcold.models import clcrec
 from jaxcold.models.backbone import Sampler
+from jaxcold.types import Csr
 
 METHODS = {
     "heater": {"experts": 2},
@@ -97,10 +98,20 @@ def test_negatives_are_warm_and_not_taken(root):
         assert np.isin(batch.negative, data.split.warm_items).all()
         assert not sampler.is_taken(batch.user, batch.negative).any()
         assert sampler.is_taken(batch.user, batch.positive).all()
-    users = np.arange(40, dtype=np.int32)
-    rows = clcrec._distinct_negatives(rng, sampler, users, 20)
-    assert (np.diff(rows, axis=1) > 0).all()
-    assert not sampler.is_taken(np.repeat(users[:, None], 20, axis=1), rows).any()
+
+
+def test_distinct_negatives_are_uniform_over_what_is_not_taken():
+    rng = np.random.default_rng(0)
+    taken = Csr.from_pairs(np.array([0, 0, 2]), np.array([3, 9, 0]), 3)
+    counts = np.zeros((3, 10), int)
+    for _ in range(400):
+        rows = clcrec.distinct_negatives(rng, taken, 10, 8)
+        assert (np.diff(rows, axis=1) > 0).all()
+        np.add.at(counts, (np.arange(3)[:, None], rows), 1)
+    np.testing.assert_array_equal(counts[0, [3, 9]], 0)
+    np.testing.assert_array_equal(np.delete(counts[0], [3, 9]), 400)  # 8 are left, 8 are drawn
+    assert counts[2, 0] == 0
+    assert abs(counts[1] - 320).max() < 40  # five standard deviations
 
 
 def test_a_backbone_in_a_file(root, tmp_path):
