@@ -45,7 +45,7 @@ class Finished(NamedTuple):
             DataError: if the file with them cannot be read.
         """
         name = f"test/{self.mode}{self.task.drawn}"
-        return run_log.read_users(self.folder / workdirs.USERS_FILE, name)
+        return run_log.read_slice(self.folder / workdirs.USERS_FILE, name)
 
 
 def read(folders: Sequence[pathlib.Path]) -> list[Finished]:

@@ -158,7 +158,7 @@ def _backward(
 ) -> tuple[Rows, Array, None]:
     del function, block
     scale = cotangent[0]  # the other sums are for the log
-    return *jax.tree.map(lambda g: g * scale, gradient), None  # type: ignore[return-value]
+    return *jax.tree.map(lambda g: g * scale, gradient), None
 
 
 _sum_over_blocks.defvjp(_with_gradient, _backward)
