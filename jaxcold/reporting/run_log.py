@@ -163,6 +163,12 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
+def reset_peak_memory() -> None:
+    """Lets `peak_memory` begin anew, on Linux; elsewhere it stays that of the whole process."""
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON of mappings, sequences, paths and NumPy values; numbers that are not finite are null."""
     return json.dumps(_to_plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
