@@ -243,7 +243,8 @@ def test_wrong_methods_end_in_one_line(names, message):
 
 def test_a_method_without_tuned_values_is_left_out_of_all(data, tmp_path):
     made = plan_of(data, tmp_path, "ridge", "semco_offline_softmax")
-    made = made._replace(config_of=lambda method: other_name(made.config_of(method)))
+    config_of = made.config_of
+    made = made._replace(config_of=lambda method: other_name(config_of(method)))
     rows, lines = plan.without_values(made, by_name=False)
     assert [row.name for row in rows] == ["ridge"]
     assert len(lines) == 1
