@@ -212,7 +212,7 @@ def _cycle() -> Iterator[Any]:
     """Colours without end, the first eight of them apart for colour-blind readers."""
     import matplotlib
 
-    return itertools.chain(_APART, itertools.cycle(matplotlib.color_sequences["tab20"]))
+    return itertools.chain(_APART, itertools.cycle(matplotlib.color_sequences["tab20b"]))
 
 
 def _curves(axis: Any, rows: Sequence[Mapping[str, Any]], key: str, title: str, y: str) -> None:
