@@ -85,7 +85,6 @@ def cold_start_method(
     by_dataset: Mapping[str, Mapping[str, Any]] = {},
     space: Mapping[str, Sequence[Any]],
     patience: int = 10,
-    validation: str | None = None,
 ) -> Method:
     """A method on pairs that trains until validation has not risen for a while.
 
@@ -98,7 +97,6 @@ def cold_start_method(
         by_dataset: name of a data set -> the values that are others there.
         space: ranges to search.
         patience: epochs without a gain.
-        validation: the slice that decides; None: cold items.
     """
 
     def tuned(config: config_dict.ConfigDict) -> dict[str, Any]:
@@ -136,5 +134,4 @@ def cold_start_method(
         },
         tuned=tuned,
         search_space=lambda config: space,
-        validation=validation,
     )

@@ -229,12 +229,12 @@ def write_reports(
             drawn=drawn,
         )
     tests = [name for name in setup.slices if name.startswith("test/")]
-    for name, mean in (
+    for file, mean in (
         (workdirs.USERS_FILE, statistics.seed_means),
         (workdirs.ITEMS_FILE, statistics.item_means),
     ):
         means = {test: mean([metrics[test] for metrics in by_seed]) for test in tests}
-        run_log.write_slices(folder / name, means)
+        run_log.write_slices(folder / file, means)
     tables.write_results(folder, results, name=name, tables=task.tables)
 
 
