@@ -331,7 +331,7 @@ def run(kind: str, folders: Sequence[str], workdir: pathlib.Path) -> None:
         write_atomic(workdir / f"{kind}.csv", table.to_csv(index=False).encode())
         write_atomic(workdir / f"{kind}.png", _picture(kind, table, runs[0].cutoff))
     else:
-        every_kind = ", ".join([*SHARED, *KINDS])
+        every_kind = ", ".join([*KINDS, *SHARED])
         raise ConfigError(f"{kind!r} is no figure; choose one of: {every_kind}")
     if kind != "item_outcomes":  # a line per item
         console.print(table.round(4).to_string(index=False), highlight=False, soft_wrap=True)
@@ -342,7 +342,7 @@ def _command(argv: Sequence[str]) -> int:
     arguments, workdir = argv[1:], main.WORKDIR.value
     if len(arguments) < 2 or not workdir:
         return main.stop(
-            f"a figure ({', '.join([*SHARED, *KINDS])}), finished runs and --workdir are required: "
+            f"a figure ({', '.join([*KINDS, *SHARED])}), finished runs and --workdir are required: "
             "python -m experiments.figures delta_norm RUN RUN --workdir=DIR"
         )
     try:
