@@ -86,7 +86,7 @@ def cold_start_method(
     space: Mapping[str, Sequence[Any]],
     patience: int = 10,
 ) -> Method:
-    """A method on pairs that trains until cold validation has not risen for a while.
+    """A method on pairs that trains until validation has not risen for a while.
 
     Args:
         title: its name in tables.

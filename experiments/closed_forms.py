@@ -27,11 +27,22 @@ def fields() -> config_dict.ConfigDict:
 
 
 def choose(
-    models: Mapping[float, Model], config: config_dict.ConfigDict, dataset: Any, title: str
+    models: Mapping[float, Model],
+    config: config_dict.ConfigDict,
+    dataset: Any,
+    title: str,
+    field: str = "l2",
 ) -> tuple[float, Model]:
-    """The l2 whose model is best on validation, and the model, which remembers the value.
+    """The value whose model is best on validation, and the model, which remembers the value.
 
-    The values have one decomposition in common, and the test sets are not looked at.
+    The test sets are not looked at.
+
+    Args:
+        models: by the value of the field.
+        config: of the run.
+        dataset: of the task.
+        title: of the method, for the line that says what was chosen.
+        field: name of what the models differ in.
     """
     value = next(iter(models))
     if len(models) > 1:
@@ -40,14 +51,14 @@ def choose(
         cutoff = cutoff_of(config.eval.cutoffs)
         value, scores = best_on_validation(models, eval_slice, cutoff)
         if parallel.is_primary():
-            tried = ", ".join(f"{l2:g} {score:.4f}" for l2, score in scores.items())
-            print(f"{title}: l2 {value:g} by {task.headline}/ndcg@{cutoff} ({tried})")
-    return value, remember(models[value], value)
+            tried = ", ".join(f"{option:g} {score:.4f}" for option, score in scores.items())
+            print(f"{title}: {field} {value:g} by {task.headline}/ndcg@{cutoff} ({tried})")
+    return value, remember(models[value], field, value)
 
 
-def remember(model: Model, l2: float) -> Model:
-    """The model with l2 in its state, so that what is saved names it."""
-    return model._replace(init=lambda seed: ({}, {"l2": jnp.float32(l2)}))
+def remember(model: Model, field: str, value: float) -> Model:
+    """The model with a value in its state, so that what is saved names it."""
+    return model._replace(init=lambda seed: ({}, {field: jnp.float32(value)}))
 
 
 def save(
@@ -58,8 +69,9 @@ def save(
     model_state: Any,
     folder: pathlib.Path,
 ) -> None:
-    """Saves the vectors, with the l2 that was chosen among the options."""
-    options = {**config.model.to_dict(), "l2": float(np.asarray(model_state["l2"]))}
+    """Saves the vectors, with the value that was chosen among the options."""
+    chosen = {field: float(np.asarray(value)) for field, value in model_state.items()}
+    options = {**config.model.to_dict(), **chosen}
     Vectors.from_training(dataset, model, params, model_state, options).save(folder)
 
 

@@ -3,7 +3,6 @@
 python -m experiments.compare runs/sparsemax runs/offline runs/online --workdir=runs/table
 """
 
-import io
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,12 @@ from rich.table import Table
 
 from experiments import finished, main
 from experiments.config import differences, flat
+from experiments.finished import Finished
 from experiments.method import ConfigError
 from experiments.setup import cutoff_of, title
 from jaxcold.eval import statistics
 from jaxcold.files import write_atomic
+from jaxcold.reporting.figures import plain_axis, to_png
 from jaxcold.reporting.run_log import to_json
 from jaxcold.reporting.tables import format_number
 
@@ -46,6 +47,15 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
             or that the runs differ in config.eval.ties.
     """
     runs = finished.read(folders)
+    return compare_runs(runs, names_of([run.config for run in runs]))
+
+
+def compare_runs(runs: Sequence[Finished], names: Sequence[str]) -> dict[str, Any]:
+    """`compare` of runs that are read, by these names.
+
+    Raises:
+        ConfigError: if they differ in cut-off or config.eval.ties.
+    """
     task = runs[0].task
     per_user = [run.per_user() for run in runs]
     cutoffs = set.intersection(*({*run.config["eval"]["cutoffs"]} for run in runs))
@@ -54,9 +64,7 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
     if len({run.config["eval"].get("ties", "id") for run in runs}) > 1:  # "id" before there was it
         raise ConfigError("the runs order equal scores differently; run them with one eval.ties")
     cutoff = cutoff_of(cutoffs)
-    names = _names([run.config for run in runs])
     metric = f"ndcg@{cutoff}"
-    by_seed = [run.values(metric) for run in runs]
     return {
         "cutoff": cutoff,
         "where": f"test, {task.drawn}",
@@ -75,10 +83,18 @@ def compare(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
         },
         "tests": {
             name: statistics.paired(users, per_user[0], [metric])[metric]
-            | {"p_seeds": statistics.compare_seeds(values, by_seed[0])}
-            for name, users, values in zip(names[1:], per_user[1:], by_seed[1:], strict=True)
+            | {"p_seeds": _compare_seeds(run, runs[0], metric)}
+            for name, users, run in zip(names[1:], per_user[1:], runs[1:], strict=True)
         },
     }
+
+
+def _compare_seeds(run: Finished, other: Finished, metric: str) -> float:
+    """`statistics.compare_seeds`, where either side may be a method without randomness."""
+    left, right = run.values(metric), other.values(metric)
+    if run.is_deterministic:
+        return statistics.compare_seeds(right, left, deterministic=True)
+    return statistics.compare_seeds(left, right, deterministic=other.is_deterministic)
 
 
 def _entry(metrics: Mapping[str, Any], name: str) -> dict[str, float]:
@@ -87,7 +103,7 @@ def _entry(metrics: Mapping[str, Any], name: str) -> dict[str, float]:
     return {part: entry[part] for part in ("mean", "std")}
 
 
-def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def names_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Model and map of each run, and the fields by which runs of the same differ."""
     titles = [title(c) for c in configs]
     names = []
@@ -140,7 +156,8 @@ that NDCG from the first row's. Both p are two-sided and not corrected for the n
 - p (users): paired t-test over users, values averaged over seeds. It holds given these seeds: would
   these trained models differ for other users?
 - p (seeds): Welch's t-test over the means of the seeds. It holds given these users: would the
-  methods differ for other seeds? It needs two seeds of both.
+  methods differ for other seeds? It needs two seeds of both, or of one where nothing in the other
+  is random.
 
 {lines}
 """
@@ -163,12 +180,9 @@ def _picture(comparison: Mapping[str, Any]) -> bytes:
         slice_name = comparison["where"] if heading == "NDCG" else "test"
         axis.set_title(f"{heading}@{comparison['cutoff']}, {slice_name}")
         axis.set_yticks(range(len(names)), names)
-        axis.grid(axis="x", color="#dddddd", linewidth=0.7)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain_axis(axis, "x")
     canvas.axes[0].invert_yaxis()
-    data = io.BytesIO()
-    canvas.savefig(data, format="png")
-    return data.getvalue()
+    return to_png(canvas)
 
 
 def run(folders: Sequence[str], workdir: pathlib.Path) -> None:

@@ -19,7 +19,7 @@ from experiments.method import ConfigError
 from jaxcold.data.sequences.load import protocol_defaults
 
 # Fields that do not change a run's numbers: where they differ, the same command still goes on.
-UNRELATED = ("about", "data.published", "data.root", "eval.figure", "checkpoint.")
+UNRELATED = ("about", "data.published", "data.root", "eval.figure", "eval.baselines", "checkpoint.")
 
 # Names that fields had before -> what they are called now.
 RENAMED = {
@@ -98,6 +98,7 @@ def get_config(
     # such as items of equal content; or these are ranked by ascending item id.
     c.eval.ties = "expected"
     c.eval.figure = True  # draw WORKDIR/summary.png
+    c.eval.baselines = True  # evaluate content-KNN and closed forms too
     return c.lock()
 
 

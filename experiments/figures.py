@@ -1,14 +1,17 @@
-"""Figures from finished sequential runs: what the delta's bound does, and for whom it pays.
+"""Figures from finished runs of one split.
 
-python -m experiments.figures delta_norm RUN RUN ... --workdir=DIR
-python -m experiments.figures warm_fraction RUN RUN ... --workdir=DIR
-python -m experiments.figures target_frequency RUN RUN ... --workdir=DIR
+python -m experiments.figures KIND RUN RUN ... --workdir=DIR
 
-Each writes DIR/KIND.png and the numbers behind it, DIR/KIND.csv. All runs are of one split. They
-are the sweeps of "Let It Go? Not Quite", sections 4.2.2 to 4.2.4.
+Each writes DIR/KIND.png and the numbers behind it, DIR/KIND.csv. Of any runs:
+
+- item_outcomes: gain and exposure of every item, Figure 1 of Meehan and Pauwels (SIGIR 2026);
+- accuracy_diversity: NDCG against the Gini diversity, and the front that the methods span;
+- popularity: recall by how popular the item is.
+
+Of sequential ones the sweeps of "Let It Go? Not Quite", sections 4.2.2 to 4.2.4, what the delta's
+bound does and for whom it pays: delta_norm, warm_fraction, target_frequency.
 """
 
-import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,11 +21,13 @@ import pandas as pd
 from absl import app
 from rich.console import Console
 
-from experiments import finished, main
+from experiments import compare, finished, main
+from experiments.finished import Finished
 from experiments.method import ConfigError
 from experiments.setup import cutoff_of, title
 from jaxcold.data.sequences import batches as packing
 from jaxcold.files import write_atomic
+from jaxcold.reporting import figures as drawings
 from jaxcold.types import Csr
 
 # Name -> the largest fraction of it.
@@ -129,11 +134,7 @@ def target_frequency(runs: Sequence[Run]) -> pd.DataFrame:
     Returns:
         See `_binned`.
     """
-    ends = [*(f - 1 for f in FREQUENCIES[1:]), None]
-    names = [
-        str(low) if low == high else f"{low} to {high}" if high else f"{low} or more"
-        for low, high in zip(FREQUENCIES, ends, strict=True)
-    ]
+    names = _frequency_names()
 
     def label(run: Run) -> np.ndarray:
         size = max(int(run.target.max(initial=0)), int(run.train.max(initial=0))) + 1
@@ -141,6 +142,15 @@ def target_frequency(runs: Sequence[Run]) -> pd.DataFrame:
         return np.array(names)[np.searchsorted(FREQUENCIES, count, side="right") - 1]
 
     return _binned(runs, label, names)
+
+
+def _frequency_names() -> list[str]:
+    """Of the bins that begin at `FREQUENCIES`."""
+    ends = [*(f - 1 for f in FREQUENCIES[1:]), None]
+    return [
+        str(low) if low == high else f"{low} to {high}" if high else f"{low} or more"
+        for low, high in zip(FREQUENCIES, ends, strict=True)
+    ]
 
 
 def _binned(
@@ -164,6 +174,101 @@ def _binned(
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def item_outcomes(runs: Mapping[str, Finished], cutoff: int) -> tuple[pd.DataFrame, Any]:
+    """Gain and exposure of the items of the slice of tests, and the picture."""
+    items = {name: run.per_item(_drawn(run)) for name, run in runs.items()}
+    frames = [
+        pd.DataFrame({"method": name, "metric": metric, "item": values[of], "value": column})
+        for name, values in items.items()
+        for metric, of in (("mdg", "items"), ("exposure", "pool"))
+        for column in [values[f"{metric}@{cutoff}"]]
+    ]
+    return pd.concat(frames, ignore_index=True), drawings.item_outcomes(items, cutoff)
+
+
+def accuracy_diversity(runs: Mapping[str, Finished], cutoff: int) -> tuple[pd.DataFrame, Any]:
+    """NDCG and Gini diversity of each method, and the picture."""
+    points = {}
+    for name, run in runs.items():
+        gini, ndcg = (
+            run.results["metrics"][f"{_drawn(run)}/{m}@{cutoff}"] for m in ("gini", "ndcg")
+        )
+        points[name] = (gini["mean"], ndcg["mean"], ndcg["std"])
+    table = pd.DataFrame.from_dict(points, orient="index", columns=["gini", "ndcg", "ndcg_std"])
+    table = table.rename_axis("method").reset_index()
+    picture = drawings.accuracy_diversity(
+        points, f"NDCG@{cutoff}", f"Gini diversity of the lists of {cutoff}"
+    )
+    return table, picture
+
+
+def popularity(runs: Mapping[str, Finished], cutoff: int) -> tuple[pd.DataFrame, Any]:
+    """Recall by popularity: of cold items among those who hold them out, of warm ones in training.
+
+    Of sequences, of all items in training.
+    """
+    kinds = {
+        "cold items, by the test users who hold them out": "test/cold",
+        "warm items, by their training users": "test/warm",
+    }
+    first = next(iter(runs.values()))
+    if "warm_train" in first.split:
+        train = np.bincount(first.split["warm_train"][:, 1])
+    else:
+        kinds = {"items, by their occurrences in training": _drawn(first)}
+        train = np.bincount(first.split["train_indices"])
+    panels = {}
+    for label, slice_name in kinds.items():
+        frames = []
+        for name, run in runs.items():
+            values = run.per_item(slice_name)
+            items, holders = values["items"], values["holders"]
+            count = holders
+            if slice_name != "test/cold":
+                count = np.pad(train, (0, max(int(items.max(initial=0)) + 1 - len(train), 0)))[
+                    items
+                ]
+            of = np.searchsorted(FREQUENCIES, count, side="right") - 1
+            for number, bucket in enumerate(_frequency_names()):
+                pairs = int(holders[of == number].sum())
+                if pairs:
+                    recall = values[f"found@{cutoff}"][of == number].sum() / pairs
+                    frames.append((name, bucket, pairs, recall))
+        panels[label] = pd.DataFrame(frames, columns=["method", "bucket", "pairs", "recall"])
+    table = pd.concat(panels, names=["popularity"]).reset_index("popularity")
+    return table, drawings.recall_by_bucket(panels, cutoff)
+
+
+def _drawn(run: Finished) -> str:
+    return f"test/{run.mode}{run.task.drawn}"
+
+
+SHARED = {
+    "item_outcomes": item_outcomes,
+    "accuracy_diversity": accuracy_diversity,
+    "popularity": popularity,
+}
+
+
+def draw(kind: str, runs: Mapping[str, Finished], workdir: pathlib.Path) -> pd.DataFrame:
+    """Writes a figure of any runs, and the numbers behind it, which it returns.
+
+    Args:
+        kind: a key of `SHARED`.
+        runs: of one split, by their names in the figure.
+        workdir: receives KIND.png and KIND.csv.
+
+    Raises:
+        DataError: if a run has no values per item.
+    """
+    cutoff = cutoff_of(set.intersection(*({*r.config["eval"]["cutoffs"]} for r in runs.values())))
+    table, canvas = SHARED[kind](runs, cutoff)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomic(workdir / f"{kind}.csv", table.to_csv(index=False).encode())
+    write_atomic(workdir / f"{kind}.png", drawings.to_png(canvas))
+    return table
 
 
 KINDS = {
@@ -204,11 +309,8 @@ def _picture(kind: str, table: pd.DataFrame, cutoff: int) -> bytes:
         axis.set(xlabel=AXES[kind], ylabel=f"NDCG@{cutoff}")
         axis.legend(frameon=False, fontsize=8)
     for axis in canvas.axes:
-        axis.grid(axis="y", color="#dddddd", linewidth=0.7)
-        axis.spines[["top", "right"]].set_visible(False)
-    data = io.BytesIO()
-    canvas.savefig(data, format="png")
-    return data.getvalue()
+        drawings.plain_axis(axis)
+    return drawings.to_png(canvas)
 
 
 def run(kind: str, folders: Sequence[str], workdir: pathlib.Path) -> None:
@@ -217,15 +319,22 @@ def run(kind: str, folders: Sequence[str], workdir: pathlib.Path) -> None:
     Raises:
         ConfigError: for an unknown kind, a folder that is no finished run, or another split.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"{kind!r} is no figure; choose one of: {', '.join(KINDS)}")
-    runs = read([pathlib.Path(folder) for folder in folders])
-    table = KINDS[kind](runs)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_atomic(workdir / f"{kind}.csv", table.to_csv(index=False).encode())
-    write_atomic(workdir / f"{kind}.png", _picture(kind, table, runs[0].cutoff))
-    console = Console()
-    console.print(table.round(4).to_string(index=False), highlight=False, soft_wrap=True)
+    paths, console = [pathlib.Path(folder) for folder in folders], Console()
+    if kind in SHARED:
+        every = finished.read(paths)
+        names = compare.names_of([one.config for one in every])
+        table = draw(kind, dict(zip(names, every, strict=True)), workdir)
+    elif kind in KINDS:
+        runs = read(paths)
+        table = KINDS[kind](runs)
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomic(workdir / f"{kind}.csv", table.to_csv(index=False).encode())
+        write_atomic(workdir / f"{kind}.png", _picture(kind, table, runs[0].cutoff))
+    else:
+        every_kind = ", ".join([*KINDS, *SHARED])
+        raise ConfigError(f"{kind!r} is no figure; choose one of: {every_kind}")
+    if kind != "item_outcomes":  # a line per item
+        console.print(table.round(4).to_string(index=False), highlight=False, soft_wrap=True)
     console.print(f"  {workdir / kind}.png and .csv", highlight=False, soft_wrap=True)
 
 
@@ -233,7 +342,7 @@ def _command(argv: Sequence[str]) -> int:
     arguments, workdir = argv[1:], main.WORKDIR.value
     if len(arguments) < 2 or not workdir:
         return main.stop(
-            f"a figure ({', '.join(KINDS)}), finished runs and --workdir are required: "
+            f"a figure ({', '.join([*KINDS, *SHARED])}), finished runs and --workdir are required: "
             "python -m experiments.figures delta_norm RUN RUN --workdir=DIR"
         )
     try:

@@ -43,6 +43,8 @@ class Method(NamedTuple):
     # None: the vectors of users and items, see `jaxcold.estimators.vectors`
     save: Callable[..., None] | None = None
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # default; one where nothing is random
+    # The slice of validation whose NDCG chooses among epochs and values; None: the task's.
+    validation: str | None = None
 
 
 def names() -> list[str]:

@@ -1,6 +1,7 @@
 """A run, stage by stage: load, split, build, train every seed, evaluate, report."""
 
 import contextlib
+import math
 import pathlib
 import tempfile
 import time
@@ -14,7 +15,15 @@ from experiments import config as configs
 from experiments import seed as seeds
 from experiments import task as tasks
 from experiments import workdir as workdirs
-from experiments.setup import BySlice, Setup, cutoff_of, headline, make_setup, title
+from experiments.setup import (
+    BySlice,
+    Setup,
+    cutoff_of,
+    headline,
+    make_setup,
+    title,
+    validation_slice,
+)
 from jaxcold import parallel
 from jaxcold.eval import statistics
 from jaxcold.eval.evaluation import evaluate_model
@@ -22,12 +31,17 @@ from jaxcold.eval.metrics import evaluate
 from jaxcold.eval.ranking import random_top_k
 from jaxcold.reporting import run_log, tables
 from jaxcold.reporting.figures import figure
+from jaxcold.train.early_stopping import EarlyStopping
 from jaxcold.train.loop import fit
 from jaxcold.train.step import TrainState, init_state
 
 
 def run(
-    config: config_dict.ConfigDict, workdir: pathlib.Path, *, overwrite: bool = False
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    overwrite: bool = False,
+    with_table: bool = True,
 ) -> dict[str, Any]:
     """Runs an experiment.
 
@@ -35,9 +49,11 @@ def run(
         config: from `experiments.config.resolve`.
         workdir: receives config.json, split.npz, metrics.jsonl, TensorBoard events in ``tb``,
             a trained model per seed in ``models``, and at the end a figure, results.md,
-            results.json and, for paired tests with other runs, per_user.npz. With
-            config.checkpoint.keep_best also a checkpoint per seed in ``best_checkpoints``.
+            results.json and, for paired tests and figures with other runs, per_user.npz and
+            per_item.npz. With config.checkpoint.keep_best also a checkpoint per seed in
+            ``best_checkpoints``.
         overwrite: replace what an earlier run with another config left there.
+        with_table: print the table of the results at the end.
 
     Returns:
         What results.json holds.
@@ -47,33 +63,41 @@ def run(
         if not parallel.is_primary():  # this host computes the same and writes for nobody
             own = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         lock = stack.enter_context(workdirs.Lock(own))
-        return _run(config, workdir, lock, overwrite)
+        console = Console(quiet=own != workdir)
+        results, is_new = _run(config, workdir, lock, overwrite, console)
+    if with_table:
+        show(config, workdir, results, console)
+        if not is_new:
+            console.print("  finished before; --overwrite runs it again")
+    return results
 
 
 def _run(
-    config: config_dict.ConfigDict, workdir: pathlib.Path, lock: workdirs.Lock, overwrite: bool
-) -> dict[str, Any]:
-    """`run`; all hosts share the checkpoints, and each has a folder of its own for the rest."""
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    lock: workdirs.Lock,
+    overwrite: bool,
+    console: Console,
+) -> tuple[dict[str, Any], bool]:
+    """The results, and whether they are new.
+
+    All hosts share the checkpoints, and each has a folder of its own for the rest.
+    """
     own = lock.workdir
     start = time.monotonic()
-    console = Console(quiet=own != workdir)
     if not overwrite and (results := workdirs.finished_results(workdir, config)) is not None:
         workdirs.remove_temporary(own)
-        show(config, workdir, results, console)
-        console.print("  finished before; --overwrite runs it again")
-        return results
+        return results, False
     setup = prepare(config, workdir, lock, overwrite, console)
     trained = [seeds.train(setup, seed) for seed in config.seeds]
     by_seed = [metrics for metrics, _ in trained]
-    console.print("evaluating the baselines ...")
     baselines = evaluate_baselines(setup)
     seconds = time.monotonic() - start + sum(before for _, before in trained)
     results = summarise(setup, by_seed, baselines, seconds)
     write_reports(setup, by_seed, baselines, results)
     parallel.barrier("done")  # nobody needs the checkpoints any more
     workdirs.remove_temporary(own)
-    show(config, workdir, results, console)
-    return results
+    return results, True
 
 
 def prepare(
@@ -123,6 +147,9 @@ def evaluate_baselines(setup: Setup) -> dict[str, list[BySlice]]:
             for seed in setup.config.seeds
         ]
     }
+    if not setup.config.eval.baselines:
+        return result
+    setup.console.print("evaluating the baselines ...")
     for name, model in setup.task.baselines(setup.config, setup.dataset).items():
         params, model_state = model.init(0)
         result[name] = [evaluate_model(model, params, model_state, setup.slices, cutoffs, ties)]
@@ -183,7 +210,7 @@ def write_reports(
     baselines: Mapping[str, Sequence[BySlice]],
     results: Mapping[str, Any],
 ) -> None:
-    """Writes the figure, per_user.npz, results.md and, last, results.json."""
+    """Writes the figure, per_user.npz, per_item.npz, results.md and, last, results.json."""
     config, task, folder = setup.config, setup.task, setup.workdir
     name = title(config)
     if config.eval.figure:
@@ -197,13 +224,17 @@ def write_reports(
             {key: metrics[f"test/{drawn}"] for key, metrics in shown.items()},
             name=name,
             cutoff=cutoff_of(config.eval.cutoffs),
-            headline=task.headline,
+            headline=validation_slice(config),
             bars=[(mode + slice_name, metric) for slice_name, metric in task.bars],
             drawn=drawn,
         )
     tests = [name for name in setup.slices if name.startswith("test/")]
-    means = {test: statistics.seed_means([metrics[test] for metrics in by_seed]) for test in tests}
-    run_log.write_users(folder / workdirs.USERS_FILE, means)
+    for file, mean in (
+        (workdirs.USERS_FILE, statistics.seed_means),
+        (workdirs.ITEMS_FILE, statistics.item_means),
+    ):
+        means = {test: mean([metrics[test] for metrics in by_seed]) for test in tests}
+        run_log.write_slices(folder / file, means)
     tables.write_results(folder, results, name=name, tables=task.tables)
 
 
@@ -243,19 +274,24 @@ def validate(
             pretraining do not count.
 
     Returns:
-        The score after the last epoch.
+        The score after the last epoch; with patience, which ends the training as in a run, the
+        best one.
     """
-    model, name = setup.model, setup.task.headline
+    model, name = setup.model, validation_slice(setup.config)
     pretraining = model.pretraining_epochs
 
     def score(state: TrainState) -> float:
         metrics = setup.evaluate(state, {name: setup.slices[name]})
         return statistics.flatten(metrics)[headline(setup.config)]
 
+    stopping = [EarlyStopping(setup.config.train.patience, pretraining)]  # after every epoch
+
     def on_epoch(epoch: int, state: TrainState) -> bool:
         if pretraining < epoch < model.epochs:
-            on_score(epoch - pretraining, score(state))
-        return False
+            value = score(state)
+            on_score(epoch - pretraining, value)
+            stopping.append(stopping[-1].update(epoch, value))
+        return stopping[-1].should_stop
 
     with setup.progress(label) as progress:
         state = fit(
@@ -268,4 +304,9 @@ def validate(
             ),
             on_epoch=on_epoch,
         )
-    return score(state)
+    last = stopping[-1]
+    if last.patience is None:
+        return score(state)
+    if not last.should_stop:
+        last = last.update(model.epochs, score(state))
+    return math.nan if last.best_score is None else last.best_score

@@ -19,7 +19,7 @@ import math
 import pathlib
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 import matplotlib.pyplot as plt
@@ -34,7 +34,7 @@ from experiments import method as methods
 from experiments import task as tasks
 from experiments import workdir as workdirs
 from experiments.method import ConfigError
-from experiments.setup import headline, make_setup
+from experiments.setup import headline, make_setup, validation_slice
 from jaxcold.files import write_atomic
 from jaxcold.train.loop import DivergedError
 from jaxcold.types import EvalSlice
@@ -44,9 +44,6 @@ try:
 except ImportError:
     raise SystemExit("error: the search needs Optuna: pip install 'jaxcold[search]'") from None
 from optuna.trial import FrozenTrial, TrialState
-
-TRIALS = flags.DEFINE_integer("trials", 80, "Trials of the whole search.", lower_bound=1)
-SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["tpe", "random", "grid"], "Who picks the values.")
 
 STUDY_FILE, TABLE_FILE, FIGURE_FILE, LOCK_FILE = "study.db", "trials.csv", "study.png", "study.lock"
 BEST = "best"
@@ -60,6 +57,14 @@ START_TRIALS = 20
 FREE_TRIALS, FREE_EPOCHS = 5, 3
 
 Values = Mapping[str, Any]
+
+
+class Best(NamedTuple):
+    """What a search found."""
+
+    values: Values  # field -> value
+    score: float  # on validation
+    trials: int
 
 
 def space(config: config_dict.ConfigDict) -> dict[str, list[Any]]:
@@ -96,6 +101,7 @@ def search(
     trials: int,
     sampler: str = "tpe",
     overwrite: bool = False,
+    then: Callable[[Best], None] | None = None,
 ) -> None:
     """Runs or continues a search, alone or beside other processes.
 
@@ -106,6 +112,8 @@ def search(
         trials: of all processes together, those before a cut included; pruned ones count.
         sampler: "tpe" (multivariate, after `START_TRIALS` random trials), "random" or "grid".
         overwrite: replace a search of another config.
+        then: called by the last process with the best values, while no other can join; None: trains
+            them on all seeds.
 
     Raises:
         ConfigError: naming the field or flag, and what it may be.
@@ -136,7 +144,11 @@ def search(
             # Nobody else is alive: a trial that still runs is a dead process's, and run again.
             if not (_fail_running(study) and _wanted(study, trials)):
                 break
-        _finish(config, workdir, study, objective.console)
+        best = _finish(config, workdir, study, objective.console)
+        if then is not None:
+            then(best)
+        else:
+            _train(config, workdir / BEST, best)
 
 
 class _Objective(NamedTuple):
@@ -189,7 +201,8 @@ def _objective(
     """Loads the data, and drops the test sets so that no trial can look at them."""
     task = tasks.of(config)
     dataset = task.without_tests(task.load(config))
-    slices = {task.headline: task.slices(config, dataset)[task.headline]}
+    name = validation_slice(config)
+    slices = {name: task.slices(config, dataset)[name]}
     return _Objective(config, workdir, ranges, dataset, slices, Console())
 
 
@@ -338,8 +351,8 @@ class _Reporter:
 
 def _finish(
     config: config_dict.ConfigDict, workdir: pathlib.Path, study: optuna.Study, console: Console
-) -> None:
-    """Writes table and figure, and trains the best values on all seeds."""
+) -> Best:
+    """Writes table and figure, and prints and returns the best values."""
     columns = ("number", "value", "params", "state", "duration")
     table = study.trials_dataframe(attrs=columns).to_csv(index=False)
     write_atomic(workdir / TABLE_FILE, table.encode())
@@ -356,7 +369,13 @@ def _finish(
     )
     flags = (f"--{methods.flag(field)}={value:g}" for field, value in best.params.items())
     console.print(" ".join(flags))
-    chosen, folder = with_values(config, best.params), workdir / BEST
+    assert best.value is not None
+    return Best(best.params, best.value, len(study.get_trials(states=COUNTED)))
+
+
+def _train(config: config_dict.ConfigDict, folder: pathlib.Path, best: Best) -> None:
+    """Trains the best values on all seeds."""
+    chosen = with_values(config, best.values)
     # A cut run of these values goes on; one of other values gives way.
     older = workdirs.config_of(folder)
     wanted = configs.identity(configs.plain(chosen))
@@ -386,11 +405,13 @@ def _job(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     search(
         config,
         workdir,
-        trials=TRIALS.value,
-        sampler=SAMPLER.value,
+        trials=flags.FLAGS.trials,
+        sampler=flags.FLAGS.sampler,
         overwrite=main.OVERWRITE.value,
     )
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # `experiments.table` imports this file, and has flags of its own
+    flags.DEFINE_integer("trials", 80, "Trials of the whole search.", lower_bound=1)
+    flags.DEFINE_enum("sampler", "tpe", ["tpe", "random", "grid"], "Who picks the values.")
     app.run(lambda argv: main.command(argv, _job), flags_parser=main.parse_flags)

@@ -18,7 +18,7 @@ from experiments import task as tasks
 from experiments import workdir
 from experiments.config import StoppedError, plain
 from experiments.method import ConfigError
-from experiments.setup import BySlice, Setup, headline
+from experiments.setup import BySlice, Setup, headline, validation_slice
 from jaxcold import parallel
 from jaxcold.data.original_ids import named
 from jaxcold.eval import statistics
@@ -185,7 +185,7 @@ class _Training:
         # Unless it is watched, the last epoch is validated with the test, at the end.
         is_last = epoch == setup.model.epochs
         if epoch % setup.config.train.eval_every == 0 and (self.is_watched or not is_last):
-            name = setup.task.headline
+            name = validation_slice(setup.config)
             metrics = setup.evaluate(state, {name: setup.slices[name]})
             self.progress.say(self.record(epoch, metrics))
             score = statistics.flatten(metrics)[headline(setup.config)]

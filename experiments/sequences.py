@@ -137,6 +137,8 @@ TASK = Task(
     compared={
         "HR": "test/MODEtotal/hr",
         "NDCG": "test/MODEtotal/ndcg",
+        "cold HR": "test/MODEcold/hr",
+        "warm HR": "test/MODEwarm/hr",
         "cold NDCG": "test/MODEcold/ndcg",
         "warm NDCG": "test/MODEwarm/ndcg",
         "val. NDCG": "val/total/ndcg",

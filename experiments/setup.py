@@ -92,7 +92,12 @@ def cutoff_of(cutoffs: Collection[int]) -> int:
 
 def headline(config: config_dict.ConfigDict) -> str:
     """The metric that chooses, on validation."""
-    return f"{tasks.of(config).headline}/ndcg@{cutoff_of(config.eval.cutoffs)}"
+    return f"{validation_slice(config)}/ndcg@{cutoff_of(config.eval.cutoffs)}"
+
+
+def validation_slice(config: config_dict.ConfigDict) -> str:
+    """The slice of validation that the metric which chooses is of."""
+    return methods.find(config.model.name).validation or tasks.of(config).headline
 
 
 def title(config: Mapping[str, Any]) -> str:

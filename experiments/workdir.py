@@ -17,9 +17,10 @@ from experiments.method import ConfigError
 from jaxcold.files import clear_partial, write_atomic
 
 CONFIG_FILE, ROWS_FILE, SPLIT_FILE = "config.json", "metrics.jsonl", "split.npz"
-RESULTS_FILE, USERS_FILE, CHECKPOINTS = "results.json", "per_user.npz", "checkpoints"
+RESULTS_FILE, USERS_FILE, ITEMS_FILE = "results.json", "per_user.npz", "per_item.npz"
+CHECKPOINTS = "checkpoints"
 INPUTS_FILE = "inputs.json"  # file that the run read -> its SHA-256
-PICTURES = ("results.md", "summary.png")
+REPORTS = (USERS_FILE, ITEMS_FILE, "results.md", "summary.png")
 BEST, DIVERGED, LOCK = "best_checkpoints", "diverged_seed_*.json", "run.lock"
 
 
@@ -66,6 +67,10 @@ def check_inputs(workdir: pathlib.Path, sources: Mapping[str, str]) -> None:
         )
 
 
+class BusyError(ConfigError):
+    """Another process is at work in a folder."""
+
+
 class Lock:
     """One run at a time in a folder: held from `take` to the end of the ``with`` block.
 
@@ -80,7 +85,8 @@ class Lock:
         """Makes the folder and locks it; again by the same run is no change.
 
         Raises:
-            ConfigError: if another run is at work there, or if the folder cannot be written.
+            BusyError: if another run is at work there.
+            ConfigError: if the folder cannot be written.
         """
         if self._file is not None:
             return
@@ -89,7 +95,7 @@ class Lock:
             self._file = os.open(self.workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
+            raise BusyError(
                 f"--workdir={self.workdir}: another run is at work there; wait for it, or name "
                 "another folder"
             ) from None
@@ -120,7 +126,7 @@ def begin(workdir: pathlib.Path, config: Mapping[str, Any], sources: Mapping[str
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # The config first: a run that is half deleted is none to go on with.
-        for name in (CONFIG_FILE, INPUTS_FILE, ROWS_FILE, RESULTS_FILE, USERS_FILE, *PICTURES):
+        for name in (CONFIG_FILE, INPUTS_FILE, ROWS_FILE, RESULTS_FILE, *REPORTS):
             (workdir / name).unlink(missing_ok=True)
         for folder in ("tb", "models", BEST):
             shutil.rmtree(workdir / folder, ignore_errors=True)

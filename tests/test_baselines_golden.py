@@ -130,8 +130,9 @@ def test_clcrec(golden):
         learning_rate=float(arrays["hp/lr"]),
         reference=True,
     )
-    model = exact(model, content=arrays["content"])
-    batches = [
+    warm = arrays["content"][arrays["warm_items"]]
+    model = exact(model, content=arrays["content"], warm_content=warm)
+    batches = [  # items 0 to 17 are the warm ones: their places are their numbers
         clcrec.Batch(pairs[:, 0], slots, np.bincount(drawn, minlength=30).reshape(6, 5), np.ones(6))
         for pairs, slots, drawn in zip(
             arrays["batches"], arrays["clc_items"], arrays["clc_rand_index"], strict=True

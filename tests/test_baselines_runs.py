@@ -1,5 +1,9 @@
 """Cold-start baselines from end to end on small data: a backbone, every method on it, bad input."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_main import entry
@@ -14,6 +18,8 @@ from experiments.config import ConfigError
 from jaxcold.data.pairs.dataset import ContentFeatures
 from jaxcold.models import clcrec
 from jaxcold.models.backbone import Sampler
+from jaxcold.reporting import run_log
+from jaxcold.types import Csr
 
 METHODS = {
     "heater": {"experts": 2},
@@ -97,10 +103,59 @@ def test_negatives_are_warm_and_not_taken(root):
         assert np.isin(batch.negative, data.split.warm_items).all()
         assert not sampler.is_taken(batch.user, batch.negative).any()
         assert sampler.is_taken(batch.user, batch.positive).all()
-    users = np.arange(40, dtype=np.int32)
-    rows = clcrec._distinct_negatives(rng, sampler, users, 20)
-    assert (np.diff(rows, axis=1) > 0).all()
-    assert not sampler.is_taken(np.repeat(users[:, None], 20, axis=1), rows).any()
+
+
+def test_distinct_negatives_are_uniform_over_what_is_not_taken():
+    rng = np.random.default_rng(0)
+    taken = Csr.from_pairs(np.array([0, 0, 2]), np.array([3, 9, 0]), 3)
+    counts = np.zeros((3, 10), int)
+    for _ in range(400):
+        rows = clcrec.distinct_negatives(rng, taken, 10, 8)
+        assert (np.diff(rows, axis=1) > 0).all()
+        np.add.at(counts, (np.arange(3)[:, None], rows), 1)
+    np.testing.assert_array_equal(counts[0, [3, 9]], 0)
+    np.testing.assert_array_equal(np.delete(counts[0], [3, 9]), 400)  # 8 are left, 8 are drawn
+    assert counts[2, 0] == 0
+    assert abs(counts[1] - 320).max() < 40  # five standard deviations
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_the_gradient_block_by_block_is_that_of_the_whole_batch(reference):
+    """Also where the last block is padded."""
+    rng = np.random.default_rng(0)
+    features, ids, user = (
+        jnp.asarray(rng.normal(size=(rows, 3)), jnp.float32) for rows in (8, 8, 7)
+    )
+    inverse = 1 / jnp.linalg.norm(features, axis=1)
+    slots = jnp.asarray(rng.integers(0, 8, (7, 4)), jnp.int32)
+    draws = jnp.asarray(rng.integers(0, 3, (7, 4)), jnp.int32)
+    weight = jnp.asarray([1, 1, 1, 1, 1, 0, 0], jnp.float32)
+    batch = clcrec.Batch(None, slots, draws, weight)
+    function = functools.partial(clcrec._slot_losses, tau=0.5, lam=0.3, reference=reference)
+
+    def whole(tables, user):
+        rows = jax.tree.map(lambda table: table[slots.reshape(-1)], tables)
+        return function(rows, user, draws, weight)[0]
+
+    def blocks(tables, user):
+        return 2 * clcrec._sum_over_blocks(function, 4, tables, user, batch)[0]
+
+    tables = clcrec.Rows(features, inverse, ids)
+    value, gradient = jax.value_and_grad(whole, argnums=(0, 1))(tables, user)
+    doubled, of_blocks = jax.value_and_grad(blocks, argnums=(0, 1))(tables, user)
+    np.testing.assert_allclose(doubled, 2 * value, rtol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda x, y: close(x, 2 * y), of_blocks, gradient)
+
+
+def test_freedom_is_chosen_on_warm_validation(root):
+    """Its cold vectors are best before those that other methods read have learned anything."""
+    rows = run_log.read_rows(root / "freedom" / "metrics.jsonl")
+    assert all("val/warm/ndcg@5" in row for row in rows)
+    assert "val/cold/ndcg@5" not in rows[0]
+    scores = [row["val/warm/ndcg@5"] for row in rows]
+    tested = next(row for row in rows if "test/warm/ndcg@5" in row)
+    assert tested["val/warm/ndcg@5"] == max(scores)
 
 
 def test_a_backbone_in_a_file(root, tmp_path):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.bench import distillation_step, entmax, linear_entmax, semco_step
+from experiments.bench import baselines, distillation_step, entmax, linear_entmax, semco_step
 from experiments.bench.timing import median_times
 
 TINY = semco_step.Sizes(users=60, items=50, pairs=400, dim=6, hidden=5, out=4, batch=32)
@@ -59,6 +59,22 @@ def test_semco_step_measures_every_row():
     if all(importlib.util.find_spec(name) for name in ("torch", "entmax")):
         assert set(measured.torch.seconds) == set(measured.torch.ours) == maps
         assert measured.torch.loss_gap < 1e-5
+    else:
+        assert "PyTorch: skipped" in report
+
+
+def test_baselines_measure_the_same_losses():
+    names = ["clcrec", "heater", "gar"]
+    times = baselines.measure(TINY._replace(items=400, batch=64), names, repeats=1, threads=1)
+    assert list(times) == names
+    report = "\n".join(baselines.format_report(times))
+    for t in times.values():
+        assert t.steps >= baselines.STEPS
+        assert t.epoch == pytest.approx(t.batches + t.steps * t.step)
+    if importlib.util.find_spec("torch"):
+        assert times["gar"].loss_gap is None  # its dropout is drawn at random
+        assert all(times[name].loss_gap < 1e-5 for name in names[:2])
+        assert "over ours" in report
     else:
         assert "PyTorch: skipped" in report
 

@@ -48,7 +48,7 @@ def test_runs_are_told_apart_and_tested_over_users(runs, tmp_path, capsys):
     assert found["runs"][softmax]["seeds"] == 2
     # The test is that of the per-user values, whose means are the reported ones.
     values = [
-        run_log.read_users(runs / n / "per_user.npz", "test/cold") for n in ("softmax", "sparsemax")
+        run_log.read_slice(runs / n / "per_user.npz", "test/cold") for n in ("softmax", "sparsemax")
     ]
     assert np.mean(values[0]["ndcg@5"]) == pytest.approx(entry["mean"])
     t, p = scipy.stats.ttest_rel(values[0]["ndcg@5"], values[1]["ndcg@5"])

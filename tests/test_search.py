@@ -12,11 +12,13 @@ import time
 
 import optuna
 import pytest
+from rich.console import Console
 from test_main import small
 
-from experiments import citeulike, clothing, movielens, runner, search
+from experiments import citeulike, clothing, movielens, runner, search, setup
 from experiments import config as base
 from experiments import method as methods
+from experiments import task as tasks
 from experiments import workdir as rundir
 from experiments.bench.toy import write_log, write_mmrec
 from jaxcold.train.loop import DivergedError
@@ -401,3 +403,21 @@ def test_sequential_models_are_searched_too(tmp_path):
     results = json.loads((tmp_path / "s" / "best" / "results.json").read_text())
     score = results["metrics"]["val/total/ndcg@5"]["values"][0]
     assert score == pytest.approx(study.best_value, abs=1e-12)
+
+
+def test_a_trial_with_patience_ends_as_a_run_does(data, tmp_path, monkeypatch):
+    config = config_of(data, tau=5.0, l2=0.0)
+    with config.unlocked():
+        config.train.update(epochs=6, patience=1)
+    config = base.resolve(config)
+    task = tasks.of(config)
+    dataset = task.load(config)
+    slices = task.slices(config, dataset)
+    run = setup.make_setup(config, dataset, slices, tmp_path, tmp_path, Console(quiet=True))
+    scores, seen = iter([0.1, 0.3, 0.2, 0.9]), []
+    name = setup.headline(config)
+    monkeypatch.setattr(setup.Setup, "evaluate", lambda *_: {})
+    monkeypatch.setattr(runner.statistics, "flatten", lambda metrics: {name: next(scores)})
+    best = runner.validate(run, 0, label="", on_score=lambda *known: seen.append(known))
+    assert seen == [(1, 0.1), (2, 0.3), (3, 0.2)]
+    assert best == 0.3

@@ -109,3 +109,12 @@ def test_many_users_do_not_make_up_for_few_seeds():
     left["ndcg@20"] = left["ndcg@20"] + noise
     assert statistics.paired(left, right, ["ndcg@20"])["ndcg@20"]["p"] < 1e-6
     assert statistics.compare_seeds(*([v.mean() for v in s] for s in seeds)) > 0.3
+
+
+def test_holm_by_hand():
+    """Of four: 4 x .005, 3 x .01, 2 x .03, and .04, which may not be below the one before it."""
+    corrected = statistics.holm([0.01, 0.04, 0.03, 0.005])
+    np.testing.assert_allclose(corrected, [0.03, 0.06, 0.06, 0.02])
+    with_nan = statistics.holm([0.5, float("nan"), 0.02, 0.9])
+    np.testing.assert_allclose(with_nan, [1.0, np.nan, 0.06, 1.0])
+    assert statistics.holm([]) == []

@@ -38,4 +38,5 @@ METHOD = Method(
     fields=fields,
     build=build,
     tuned=tuned,
+    seeds=(0,),
 )

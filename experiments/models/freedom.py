@@ -26,4 +26,5 @@ METHOD = cold_start_method(
     values={"edge_dropout": 0.8, "lam": 1e-3},
     space={"edge_dropout": (0.8, 0.9), "lam": (0.0, 1e-5, 1e-4, 1e-3)},
     patience=20,
-)
+    # What other methods read are the vectors of users and warm items.
+)._replace(validation="val/warm")

@@ -30,6 +30,7 @@ METHOD = cold_start_method(
         "magnitude_scaling": 0.0,
     },
     by_dataset={
+        "citeulike-a": {"clusters": 1000},  # ours
         "electronics": {"clusters": 3000, "divergence_weight": 5000.0, "l2": 1e-3},
         "microlens": {
             "uniformity_weight": 10.0,

@@ -47,7 +47,7 @@ def build(config: config_dict.ConfigDict, dataset: Any, devices: Any) -> Model:
         if count is not None:
             return model
     exact = kernel_ridge.kernel_ridge(dataset, l2=value, **options)
-    return closed_forms.remember(exact, value)
+    return closed_forms.remember(exact, "l2", value)
 
 
 def save(

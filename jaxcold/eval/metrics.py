@@ -45,6 +45,8 @@ class Metrics(NamedTuple):
     pool: np.ndarray  # i32[S]: the items of the slice whose exposure counts
     exposure: dict[str, np.ndarray]  # "exposure@20": f64[S] lists that show the item
     covered: dict[str, np.ndarray]  # "coverage@20": f64[S] probability that some list does
+    holders: np.ndarray  # i64[H] users who hold the item out
+    found: dict[str, np.ndarray]  # "found@20": f64[H] of these, those whose list shows it
 
     def mean(self) -> dict[str, float]:
         """One number per metric and cut-off; NaN for a mean over no user or item."""
@@ -88,7 +90,7 @@ def evaluate(topk: TopK, eval_slice: EvalSlice, cutoffs: Sequence[int]) -> Metri
     gain = 1 / np.log2(np.arange(max(last, ideal_length)) + 2)
     ideal = np.concatenate([[0.0], np.cumsum(gain)])
     item_row = np.searchsorted(items, hits.item)
-    per_user, per_item, exposure, covered = {}, {}, {}, {}
+    per_user, per_item, exposure, covered, found_by = {}, {}, {}, {}, {}
     for k in cutoffs:
         places = np.clip(k - hits.start, 0, hits.size)
         mean_gain = np.where(
@@ -103,9 +105,20 @@ def evaluate(topk: TopK, eval_slice: EvalSlice, cutoffs: Sequence[int]) -> Metri
         )
         per_user[f"hr@{k}"], per_user[f"mrr@{k}"] = _first_hit(hits, k, len(held))
         per_item[f"mdg@{k}"] = np.bincount(item_row, mean_gain, len(items)) / holder_counts
+        found_by[f"found@{k}"] = np.bincount(item_row, places / hits.size, len(items))
         shown, missed = _shown(lists, topk, eval_slice, k)
         exposure[f"exposure@{k}"], covered[f"coverage@{k}"] = shown, 1 - np.exp(missed)
-    return Metrics(topk.users, per_user, items, per_item, eval_slice.items, exposure, covered)
+    return Metrics(
+        topk.users,
+        per_user,
+        items,
+        per_item,
+        eval_slice.items,
+        exposure,
+        covered,
+        holder_counts,
+        found_by,
+    )
 
 
 class _Hits(NamedTuple):

@@ -122,6 +122,36 @@ def seed_means(by_seed: Sequence[Metrics]) -> dict[str, np.ndarray]:
     return {"users": users, **means}
 
 
+def item_means(by_seed: Sequence[Metrics]) -> dict[str, np.ndarray]:
+    """Per-item values of a slice, averaged over seeds.
+
+    Returns:
+        "items" i32[H] that some user holds out, "holders" i64[H], "mdg@20", "found@20", .. f64[H];
+        "pool" i32[S], the items whose exposure counts, and "exposure@20", .. f64[S].
+    """
+    first = by_seed[0]
+    groups = [m.per_item | m.found | m.exposure for m in by_seed]
+    means = {name: np.mean([values[name] for values in groups], axis=0) for name in groups[0]}
+    return {"items": first.items, "holders": first.holders, "pool": first.pool, **means}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's correction of p values for their number; NaN stays NaN and is not counted.
+
+    The k-th smallest of m, counted from 0, is multiplied by ``m - k``; none becomes smaller than
+    one before it, or larger than 1. Comparing the results with 0.05 bounds the probability of any
+    false finding by 0.05.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure, 1979.
+    """
+    values = np.asarray(p, np.float64)
+    tested = np.flatnonzero(~np.isnan(values))
+    order = tested[np.argsort(values[tested], kind="stable")]
+    raised = values[order] * (len(order) - np.arange(len(order)))
+    values[order] = np.minimum(np.maximum.accumulate(raised), 1.0)
+    return [float(value) for value in values]
+
+
 def paired(
     left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:

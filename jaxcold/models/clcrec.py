@@ -12,7 +12,7 @@ A cold item is served as F(x), a warm one as e.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxcold.data.pairs.batches import shuffled_pairs
+from jaxcold.data.pairs.batches import prefetch, shuffled_pairs
 from jaxcold.data.pairs.dataset import Dataset
 from jaxcold.models.backbone import (
     Encoders,
@@ -32,29 +32,40 @@ from jaxcold.models.backbone import (
     dense,
     keys_of,
     make_model,
-    summed,
-    weighted_mean,
     xavier,
 )
 from jaxcold.models.layers import unit_rows
-from jaxcold.types import DataError, Model
+from jaxcold.types import Csr, DataError, Model
 
 HIDDEN = 256
+# Pairs whose rows are gathered at once on a CPU: 32 of 129 rows of 64 numbers are 1 MB, which stay
+# in its cache until their gradient is known. Another device takes all at once.
+BLOCK = 32
 
 
 class Constants(NamedTuple):
     """What no step changes."""
 
     content: Array  # f32[I, C]
+    warm: Array  # i32[Iw] warm items, ascending
+    warm_content: Array  # f32[Iw, C]: gathered once
 
 
 class Batch(NamedTuple):
     """Pairs with their slots."""
 
     user: Any  # i32[B]
-    slots: Any  # i32[B, 1 + n] items; the positive first
+    slots: Any  # i32[B, 1 + n] places of items among the warm ones; the positive first
     draws: Any  # i32[B, 1 + n] how often a slot was drawn to show its content
     weight: Any  # f32[B]; 0 marks padding
+
+
+class Rows(NamedTuple):
+    """A row per warm item, or per slot of some pairs."""
+
+    features: Array  # f32[n, D] F(x)
+    inverse_norm: Array  # f32[n] of the features
+    ids: Array  # f32[n, D] e
 
 
 def encode(params: Any, content: Array) -> Array:
@@ -64,30 +75,93 @@ def encode(params: Any, content: Array) -> Array:
     return apply_dense(main["second"], hidden)
 
 
-def loss_terms(
-    params: Any, constants: Constants, batch: Batch, *, tau: float, reference: bool
-) -> dict[str, Array]:
-    """RE, UI and the norms' term, each a mean over the pairs of weight 1: "re", "ui", "norms"."""
-    tables = params["main"]
-    user = tables["user"][batch.user]
-    ids = tables["item"][batch.slots]
-    features = encode(params, constants.content)
-    shown = features[batch.slots]
-    cosine = jnp.einsum("bd,bnd->bn", unit_rows(ids[:, 0]), unit_rows(features)[batch.slots])
-    # The published code's gradient into F counts a slot as often as it was drawn.
-    times = batch.draws if reference else jnp.minimum(batch.draws, 1)
-    times = times.astype(shown.dtype)
-    fixed = jax.lax.stop_gradient(shown)
-    shown = fixed + times[:, :, None] * (shown - fixed)
-    rows = jnp.where((batch.draws > 0)[:, :, None], shown, ids)
-    scores = jnp.einsum("bd,bnd->bn", user, rows)
+def _slot_losses(
+    rows: Rows, user: Array, draws: Array, weight: Array, *, tau: float, lam: float, reference: bool
+) -> tuple[Array, dict[str, Array]]:
+    """``lam RE + (1 - lam) UI`` of b pairs, and both terms; sums over the pairs.
+
+    Args:
+        rows: of b (1 + n) slots.
+        user: [b, D].
+        draws: i32[b, 1 + n].
+        weight: [b].
+        tau: as in `build`.
+        lam: as in `build`.
+        reference: as in `build`.
+    """
+    features, ids = (x.reshape(*draws.shape, -1) for x in (rows.features, rows.ids))
+
+    def scores(of: Array, rows: Array) -> Array:
+        return jnp.einsum("bd,bnd->bn", of, rows)
 
     def cross_entropy(logits: Array) -> Array:
-        return weighted_mean(-jax.nn.log_softmax(logits / tau, axis=1)[:, 0], batch.weight)
+        return jnp.sum(-jax.nn.log_softmax(logits / tau, axis=1)[:, 0] * weight)
 
-    norm = functools.partial(jnp.linalg.norm, axis=-1)
-    norms = (weighted_mean(norm(user), batch.weight) + weighted_mean(norm(ids), batch.weight)) / 2
-    return {"re": cross_entropy(cosine), "ui": cross_entropy(scores), "norms": norms}
+    cosine = scores(unit_rows(ids[:, 0]), features) * rows.inverse_norm.reshape(draws.shape)
+    if reference:  # the gradient into F counts a slot as often as it was drawn
+        fixed = jax.lax.stop_gradient(features)
+        features = fixed + draws.astype(fixed.dtype)[:, :, None] * (features - fixed)
+    taste = jnp.where(draws > 0, scores(user, features), scores(user, ids))
+    sums = {"re": cross_entropy(cosine), "ui": cross_entropy(taste)}
+    return lam * sums["re"] + (1 - lam) * sums["ui"], sums
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum_over_blocks(
+    function: Callable[..., Any], block: int, tables: Rows, user: Array, batch: Batch
+) -> Any:
+    """The sum of `_slot_losses` over blocks of pairs, with the gradient taken on the way.
+
+    The rows of all slots would be written to memory and read again several times.
+
+    Args:
+        function: (rows of the slots, user, draws, weight) -> (sum, other sums).
+        block: pairs at once.
+        tables: of the warm items.
+        user: [B, D].
+        batch: B pairs.
+    """
+    return _with_gradient(function, block, tables, user, batch)[0]
+
+
+def _with_gradient(
+    function: Callable[..., Any], block: int, tables: Rows, user: Array, batch: Batch
+) -> tuple[Any, tuple[Rows, Array]]:
+    """The sums, and their gradient with respect to the tables and the users' rows."""
+    pairs = len(user)
+    block = min(block, pairs)
+
+    def blocks(x: Array) -> Array:
+        padding = [(0, -pairs % block), *([(0, 0)] * (x.ndim - 1))]
+        return jnp.pad(x, padding).reshape(-1, block, *x.shape[1:])  # of weight 0
+
+    def step(gradient: Rows, inputs: Any) -> tuple[Rows, Any]:
+        user, slots, draws, weight = inputs
+        # Without this the gather's indices have two dimensions, which halves its speed on a CPU.
+        slots = slots.reshape(-1)
+        rows = jax.tree.map(lambda table: table[slots], tables)
+        (value, sums), (of_rows, of_user) = jax.value_and_grad(
+            function, argnums=(0, 1), has_aux=True
+        )(rows, user, draws, weight)
+        gradient = jax.tree.map(lambda table, g: table.at[slots].add(g), gradient, of_rows)
+        return gradient, (value, sums, of_user)
+
+    inputs = jax.tree.map(blocks, (user, batch.slots, batch.draws, batch.weight))
+    zeros = jax.tree.map(jnp.zeros_like, tables)
+    gradient, (values, sums, of_user) = jax.lax.scan(step, zeros, inputs)
+    result = jax.tree.map(jnp.sum, (values, sums))
+    return result, (gradient, of_user.reshape(-1, user.shape[1])[:pairs])
+
+
+def _backward(
+    function: Callable[..., Any], block: int, gradient: tuple[Rows, Array], cotangent: Any
+) -> tuple[Rows, Array, None]:
+    del function, block
+    scale = cotangent[0]  # the other sums are for the log
+    return *jax.tree.map(lambda g: g * scale, gradient), None
+
+
+_sum_over_blocks.defvjp(_with_gradient, _backward)
 
 
 def _loss(
@@ -103,40 +177,69 @@ def _loss(
     reference: bool,
 ) -> tuple[Array, tuple[Array, Any, dict[str, Array]]]:
     del key
-    terms = loss_terms(params, constants, batch, tau=tau, reference=reference)
-    mean = lam * terms["re"] + (1 - lam) * terms["ui"] + l2 * terms["norms"]
-    total, count = summed(mean, batch.weight)
-    return total, (count, model_state, terms)
+    main = params["main"]
+    user, ids = main["user"][batch.user], main["item"][constants.warm]
+    features = encode(params, constants.warm_content)
+    square = jnp.sum(features * features, axis=1)
+    inverse = jnp.where(square == 0, 0.0, jax.lax.rsqrt(jnp.where(square == 0, 1.0, square)))
+    total, sums = _sum_over_blocks(
+        functools.partial(_slot_losses, tau=tau, lam=lam, reference=reference),
+        BLOCK if jax.default_backend() == "cpu" else len(user),
+        Rows(features, inverse, ids),
+        user,
+        batch,
+    )
+    # How often each item is in a slot gives the mean of the slots' norms without their rows.
+    share = jnp.broadcast_to(batch.weight[:, None] / batch.slots.shape[1], batch.slots.shape)
+    times = jnp.zeros(len(ids), share.dtype).at[batch.slots.reshape(-1)].add(share.reshape(-1))
+    norm = functools.partial(jnp.linalg.norm, axis=1)
+    norms = (jnp.sum(norm(user) * batch.weight) + jnp.sum(norm(ids) * times)) / 2
+    count = jnp.sum(batch.weight)
+    terms = {name: value / count for name, value in (sums | {"norms": norms}).items()}
+    return total + l2 * norms, (count, model_state, terms)
 
 
 def _batches(
-    rng: np.random.Generator, *, sampler: Sampler, negatives: int, fraction: float
+    rng: np.random.Generator, *, sampler: Sampler, histories: Csr, negatives: int, fraction: float
 ) -> Iterator[Batch]:
     pairs = shuffled_pairs(sampler.user, sampler.item, sampler.batch_size, rng)
     for user, item, weight in zip(*pairs, strict=True):
-        drawn = _distinct_negatives(rng, sampler, user, negatives)
-        slots = np.concatenate([item[:, None], drawn], axis=1)
+        drawn = distinct_negatives(rng, histories.take(user), len(sampler.warm), negatives)
+        positive = np.searchsorted(sampler.warm, item).astype(np.int32)
+        slots = np.concatenate([positive[:, None], drawn], axis=1)
         count = int(weight.sum()) * slots.shape[1]  # padding rows come last
         shown = rng.integers(0, count, int(fraction * count))
         draws = np.bincount(shown, minlength=slots.size).reshape(slots.shape).astype(np.int32)
         yield Batch(user, slots, draws, weight)
 
 
-def _distinct_negatives(
-    rng: np.random.Generator, sampler: Sampler, user: np.ndarray, count: int
-) -> np.ndarray:
-    """i32[B, n]: distinct warm items that the user has not taken, in ascending order."""
-    rows = np.sort(sampler.negatives(rng, np.repeat(user[:, None], count, axis=1)), axis=1)
-    left = np.arange(len(rows))
+def distinct_negatives(rng: np.random.Generator, taken: Csr, items: int, count: int) -> np.ndarray:
+    """i32[B, count]: in each row distinct numbers below `items` that are not taken, ascending.
+
+    Args:
+        rng: decides.
+        taken: B rows, each of at most ``items - count`` numbers.
+        items: their number.
+        count: of each row.
+    """
+    rows = rng.integers(0, items, (taken.rows, count), np.int32)
+    left = np.arange(taken.rows)
     while len(left):
-        part = rows[left]
+        part = np.sort(rows[left], axis=1)
+        rows[left] = part
         again = np.zeros(part.shape, bool)
         again[:, 1:] = part[:, 1:] == part[:, :-1]
+        # Few are taken: these are looked up among the drawn, not the other way round.
+        mine = taken.take(left)
+        drawn = (part + np.arange(len(left))[:, None] * items).ravel()
+        key = mine.row_of_entry * items + mine.indices
+        place = np.searchsorted(drawn, key)
+        place[place == drawn.size] = 0
+        again.reshape(-1)[place[drawn[place] == key]] = True
         is_bad = again.any(axis=1)
         left, part, again = left[is_bad], part[is_bad], again[is_bad]
-        owner = user[left][np.nonzero(again)[0]]
-        part[again] = sampler.negatives(rng, owner)
-        rows[left] = np.sort(part, axis=1)
+        part[again] = rng.integers(0, items, np.count_nonzero(again), np.int32)
+        rows[left] = part
     return rows
 
 
@@ -179,13 +282,16 @@ def build(
         from_zero={"model.l2": l2, "model.content_fraction": content_fraction, "model.lam": lam},
     )
     sampler = Sampler.of(dataset, batch_size)
-    most = dataset.split.train.by_user().counts.max()
-    if not 1 <= negatives <= len(sampler.warm) - most:
+    train, warm = dataset.split.train, sampler.warm
+    histories = Csr.from_pairs(train.user, np.searchsorted(warm, train.item), train.num_users)
+    most = histories.counts.max()
+    if not 1 <= negatives <= len(warm) - most:
         raise DataError(
-            f"model.negatives: between 1 and the {len(sampler.warm) - most} warm items that the "
+            f"model.negatives: between 1 and the {len(warm) - most} warm items that the "
             f"busiest user leaves, not {negatives}"
         )
-    constants = Constants(jnp.asarray(content_rows(dataset.content)))
+    content = content_rows(dataset.content)
+    constants = Constants(*map(jnp.asarray, (content, warm.astype(np.int32), content[warm])))
     users, items = dataset.interactions.num_users, dataset.interactions.num_items
 
     def init(seed: int) -> tuple[dict[str, Any], tuple[()]]:
@@ -208,8 +314,14 @@ def build(
         losses={"main": loss},
         optimizers={"main": optax.adam(learning_rate)},
         epochs=epochs,
-        batches=functools.partial(
-            _batches, sampler=sampler, negatives=negatives, fraction=content_fraction
+        batches=lambda rng: prefetch(
+            _batches(
+                rng,
+                sampler=sampler,
+                histories=histories,
+                negatives=negatives,
+                fraction=content_fraction,
+            )
         ),
     )
 

@@ -104,9 +104,14 @@ def loss_terms(
     params: Any, constants: Constants, batch: GraphBatch
 ) -> tuple[Array, dict[str, Array]]:
     """The loss of the items' vectors, and that of each mode by its name."""
-    user, item = vectors(params, constants, batch.edges)
     pairs, main = batch.pairs, params["main"]
+    user, known = propagate(main, batch.edges)
     user = user[pairs.user]
+
+    def item(ids: Array) -> Array:
+        """Vectors of warm items; only the batch's have to be smoothed."""
+        near = constants.neighbours[ids]
+        return known[ids] + smooth(main["item"], near, constants.neighbour_weight)
 
     def ranking(better: Array, worse: Array) -> Array:
         difference = dots(user, better) - dots(user, worse)
@@ -117,7 +122,7 @@ def loss_terms(
         layer = main["projection"][mode]
         better, worse = (features[ids] for ids in (pairs.positive, pairs.negative))
         of_modes[mode] = ranking(apply_dense(layer, better), apply_dense(layer, worse))
-    return ranking(item[pairs.positive], item[pairs.negative]), of_modes
+    return ranking(item(pairs.positive), item(pairs.negative)), of_modes
 
 
 def _loss(

@@ -1,9 +1,13 @@
-"""The summary figure of a run: training curves, test metrics, gain and exposure per item."""
+"""Figures: the summary of a run, and what becomes of items in several.
+
+The summary has training curves, test metrics, gain and exposure per item.
+"""
 
 import io
+import itertools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,7 @@ from jaxcold.reporting.tables import TITLES, methods
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
 _COLOURS = {"random": "#999999", "content-KNN": "#E69F00", "oracle": "#009E73"}
 _MODEL = "#0072B2"
+_APART = (_MODEL, "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#999999")
 # Values in the rows of a distillation run: title and label of the axis.
 _DISTILLATION = {
     "train/support/student": ("student", "fraction of similarities kept"),
@@ -70,9 +75,7 @@ def figure(
     canvas = Figure(figsize=(13, 3.8 * len(mosaic)), dpi=110, layout="constrained")
     axes = canvas.subplot_mosaic(mosaic, width_ratios=[1, 1, 1.6, 0.5])
     for axis in axes.values():
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#dddddd", linewidth=0.7)
-        axis.set_axisbelow(True)
+        plain_axis(axis)
     _curves(axes["loss"], rows, "loss", "training loss", "loss")
     key = f"{headline}/ndcg@{cutoff}"
     title = f"validation, {headline.partition('/')[2]}"
@@ -95,11 +98,121 @@ def figure(
     for key in _DISTILLATION if distilled else ():
         _curves(axes[key], rows, key, *_DISTILLATION[key])
     canvas.suptitle(f"{name}: summary of the run", fontsize=13, fontweight="bold")
+    path = pathlib.Path(workdir) / "summary.png"
+    write_atomic(path, to_png(canvas))
+    return path
+
+
+def to_png(canvas: Any) -> bytes:
+    """A Matplotlib figure as a PNG file."""
     data = io.BytesIO()
     canvas.savefig(data, format="png")
-    path = pathlib.Path(workdir) / "summary.png"
-    write_atomic(path, data.getvalue())
-    return path
+    return data.getvalue()
+
+
+def plain_axis(axis: Any, grid: str = "y") -> None:
+    """Leaves two spines and pale lines of a grid."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis=grid, color="#dddddd", linewidth=0.7)
+    axis.set_axisbelow(True)
+
+
+def item_outcomes(items: Mapping[str, Mapping[str, np.ndarray]], cutoff: int) -> Any:
+    """Gain and exposure of every item, a dot each, in descending order; zeros are left out.
+
+    Args:
+        items: method to a result of `jaxcold.eval.statistics.item_means`.
+        cutoff: of both.
+    """
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
+    panels = (("mdg", "items", f"MDG@{cutoff}"), ("exposure", "pool", "lists that show the item"))
+    for axis, (metric, of, label) in zip(canvas.subplots(1, 2), panels, strict=True):
+        plain_axis(axis)
+        for (name, values), colour in zip(items.items(), _cycle(), strict=False):
+            column = np.sort(values[f"{metric}@{cutoff}"])[::-1]
+            above = column[column > 0]
+            percent = 100 * np.arange(1, len(above) + 1) / max(len(values[of]), 1)
+            share = 100 * len(above) / max(len(values[of]), 1)
+            axis.plot(
+                percent, above, ".", markersize=3, color=colour, label=f"{name} ({share:.0f} %)"
+            )
+        axis.set(xlabel="items, highest first (%)", ylabel=label, xlim=(0, 100))
+        axis.set_yscale("log")
+        axis.legend(frameon=False, fontsize=8, markerscale=4, title="items above zero")
+    canvas.axes[0].set_title(f"gain per item, cut-off {cutoff}")
+    canvas.axes[1].set_title(f"exposure per item, lists of {cutoff}")
+    return canvas
+
+
+def accuracy_diversity(
+    points: Mapping[str, tuple[float, float, float]], accuracy: str, diversity: str
+) -> Any:
+    """Accuracy against diversity: a numbered dot per method, and the front of those not dominated.
+
+    Args:
+        points: method to diversity, accuracy and the accuracy's deviation over seeds.
+        accuracy: label of the axis.
+        diversity: label of the axis.
+    """
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(9.5, 5), dpi=110, layout="constrained")
+    axis = canvas.subplots()
+    plain_axis(axis, "both")
+    front = sorted(
+        (x, y)
+        for x, y, _ in points.values()
+        if not any((u >= x and v > y) or (u > x and v >= y) for u, v, _ in points.values())
+    )
+    axis.plot(*zip(*front, strict=True), color="#999999", linestyle="--", label="front", zorder=1)
+    for number, ((name, (x, y, std)), colour) in enumerate(
+        zip(points.items(), _cycle(), strict=False), 1
+    ):
+        axis.errorbar(x, y, yerr=std or None, color=colour, capsize=2, zorder=2)
+        label = f"{number}  {name}"
+        axis.plot(x, y, "o", markersize=13, color=colour, label=label, zorder=3)
+        axis.annotate(
+            str(number), (x, y), color="white", fontsize=8, ha="center", va="center", zorder=4
+        )
+    axis.set(xlabel=diversity, ylabel=accuracy)
+    canvas.legend(loc="outside right center", frameon=False, fontsize=8, markerscale=0.6)
+    return canvas
+
+
+def recall_by_bucket(panels: Mapping[str, Any], cutoff: int) -> Any:
+    """Recall of the held-out pairs, by buckets of items; a panel for each kind of bucket.
+
+    Args:
+        panels: label of the buckets to a table with the columns method, bucket, pairs (held out)
+            and recall; buckets are in order.
+        cutoff: of the lists.
+    """
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(6 * len(panels), 4.2), dpi=110, layout="constrained")
+    axes = canvas.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (label, table) in zip(axes, panels.items(), strict=True):
+        plain_axis(axis)
+        buckets = list(dict.fromkeys(table["bucket"]))
+        pairs = dict(zip(table["bucket"], table["pairs"], strict=True))
+        groups = table.groupby("method", sort=False)
+        for (name, rows), colour in zip(groups, _cycle(), strict=False):
+            at = [buckets.index(bucket) for bucket in rows["bucket"]]
+            axis.plot(at, rows["recall"], "o-", color=colour, label=name)
+        axis.set_xticks(range(len(buckets)), [f"{b}\n{pairs[b]:,} pairs" for b in buckets])
+        axis.tick_params(axis="x", labelsize=8)
+        axis.set(xlabel=label, ylabel=f"recall@{cutoff}", ylim=(0, None))
+        axis.legend(frameon=False, fontsize=8)
+    return canvas
+
+
+def _cycle() -> Iterator[Any]:
+    """Colours without end, the first eight of them apart for colour-blind readers."""
+    import matplotlib
+
+    return itertools.chain(_APART, itertools.cycle(matplotlib.color_sequences["tab20b"]))
 
 
 def _curves(axis: Any, rows: Sequence[Mapping[str, Any]], key: str, title: str, y: str) -> None:

@@ -1,9 +1,10 @@
 """The files that a run writes while it goes on, and their readers.
 
 ``metrics.jsonl`` has a row per seed and evaluation, appended as they come; event files show the
-same numbers in TensorBoard; ``per_user.npz`` has the values per user, averaged over seeds, for
-paired tests with other runs. A value has a name like ``test/cold/ndcg@20``: the name of the slice,
-then the metric. In JSON, numbers that are not finite are null.
+same numbers in TensorBoard; ``per_user.npz`` and ``per_item.npz`` have the values per user and
+item, averaged over seeds, for paired tests and figures with other runs. A value has a name like
+``test/cold/ndcg@20``: the name of the slice, then the metric. In JSON, numbers that are not finite
+are null.
 """
 
 import contextlib
@@ -77,8 +78,13 @@ def replace_row(path: str | os.PathLike, number: int, row: Mapping[str, Any]) ->
     _write_rows(path, rows)
 
 
-def write_users(path: str | os.PathLike, slices: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Writes the `seed_means` of several slices as one ``.npz``: "test/cold/ndcg@20", ..."""
+def write_slices(path: str | os.PathLike, slices: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Writes means of several slices as one ``.npz``: "test/cold/ndcg@20", ...
+
+    Args:
+        path: of the file.
+        slices: name to a result of `jaxcold.eval.statistics.seed_means` or `item_means`.
+    """
     flat = {
         f"{slice_name}/{name}": v
         for slice_name, means in slices.items()
@@ -87,11 +93,11 @@ def write_users(path: str | os.PathLike, slices: Mapping[str, Mapping[str, np.nd
     write_arrays(path, flat)
 
 
-def read_users(path: str | os.PathLike, slice_name: str) -> dict[str, np.ndarray]:
-    """One slice of `write_users`.
+def read_slice(path: str | os.PathLike, slice_name: str) -> dict[str, np.ndarray]:
+    """One slice of `write_slices`.
 
     Raises:
-        ValueError: if the file is not one of `write_users`, or lacks the slice.
+        ValueError: if the file is not one of `write_slices`, or lacks the slice.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -99,7 +105,7 @@ def read_users(path: str | os.PathLike, slice_name: str) -> dict[str, np.ndarray
             means = {name.rpartition("/")[2]: file[name] for name in names}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read ({error}); run the experiment again") from None
-    if "users" not in means:
+    if not means:
         raise ValueError(f"{path}: has no {slice_name}; run the experiment again")
     return means
 
@@ -155,6 +161,12 @@ def peak_memory() -> int:
     """Largest memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def reset_peak_memory() -> None:
+    """Lets `peak_memory` begin anew, on Linux; elsewhere it stays that of the whole process."""
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
