@@ -32,11 +32,11 @@ from ml_collections import config_dict
 from experiments import config
 
 
-def get_config(model: str = "sasrec_delta") -> config_dict.ConfigDict:
-    """The configuration; `experiments.config` explains the fields."""
-    c = config.get_config(
-        model, dataset="amazon-beauty", about=__doc__ or "", kinds=("sequences", "pairs")
-    )
+def get_config(
+    model: str = "sasrec_delta", kinds: tuple[str, ...] = ("sequences", "pairs")
+) -> config_dict.ConfigDict:
+    """The configuration; `experiments.config` explains the fields, and `kinds`."""
+    c = config.get_config(model, dataset="amazon-beauty", about=__doc__ or "", kinds=kinds)
     c.data.published = "https://jmcauley.ucsd.edu/data/amazon/links.html"
     if c.data.kind == "pairs":
         c.data.duplicates = "drop"  # a user may have an item twice

@@ -9,7 +9,7 @@ from test_content_knn import csr
 from test_main import entry
 
 import jaxcold
-from experiments import clothing, runner
+from experiments import beauty_pairs, clothing, runner
 from experiments import config as base
 from experiments.bench.toy import write_mmrec
 from jaxcold.data import synthetic
@@ -222,3 +222,7 @@ def test_kernel_ridge_from_the_command_line(root, tmp_path):
     metrics = results["metrics"]["test/cold/ndcg@5"]["mean"]
     assert metrics > results["baselines"]["random"]["test/cold/ndcg@5"]["mean"]
     assert not (tmp_path / "run" / "models").exists()
+
+
+def test_beauty_can_be_read_as_pairs_by_what_takes_both():
+    assert beauty_pairs.get_config("ridge").data.kind == "pairs"

@@ -249,6 +249,18 @@ def test_content_knn_is_served_where_it_wins(kind, tmp_path):
     pd.testing.assert_frame_equal(loaded.recommend([5], k=3), more.recommend([5], k=3))
 
 
+def test_a_better_closed_form_is_named():
+    log, text = tastes()
+    loud = 5 * np.random.default_rng(0).normal(size=(len(text), 1))
+    text = np.concatenate([text[:, :GROUPS], loud], axis=1)
+    small = {"hidden": 4, "out": 2, "epochs": 1, "learning_rate": 1e-6, "progress": False}
+    with (
+        pytest.warns(UserWarning, match="content_knn are served"),
+        pytest.warns(UserWarning, match=r"held out jaxcold\.Linear\(.* has .*, what is served 0\."),
+    ):
+        SEMCo.fit(log, pd.DataFrame(text), standardize=False, **small)
+
+
 def test_a_final_fit_of_sequences_trains_on_all_users():
     log, text = tastes()
     only = pd.DataFrame({"user": [3, 3], "item": [WARM, WARM + 1], "time": [90, 91]})

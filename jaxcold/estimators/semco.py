@@ -16,7 +16,7 @@ from jaxcold.estimators.frames import to_distinct_index
 from jaxcold.estimators.lists import CONTENT_KNN
 from jaxcold.estimators.logs import PairLog, group
 from jaxcold.estimators.training import Validation, sizes_for, train
-from jaxcold.models import content_knn, encoders, semco
+from jaxcold.models import closed_form, content_knn, encoders, semco
 from jaxcold.models.layers import fill_state, named_arrays
 from jaxcold.types import Model
 
@@ -88,7 +88,8 @@ class SEMCo(Recommender):
 
         The items that are held out are embedded by their content like all others, and their clicks
         stay in the users' histories. After training the best epoch by NDCG@20 on them is kept. If
-        content-KNN is better still, its vectors are served, and a warning says so.
+        content-KNN is better still, its vectors are served, and a warning says so; another warning
+        names `jaxcold.Linear` where that is better than what is served.
 
         Args:
             interactions: a frame of pandas, polars or Arrow with a row per click: ids of users and
@@ -206,6 +207,7 @@ class SEMCo(Recommender):
                 patience,
                 {CONTENT_KNN: content_knn.build(dataset)},
                 every=max(options["epochs"] // 25, 1),
+                rivals=_rivals(dataset),
             )
         trained = train(
             cls.__name__,
@@ -362,6 +364,16 @@ class SEMCo(Recommender):
     @classmethod
     def _read_encoder(cls, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> Any:
         return encoders.encoder_from_arrays(arrays)
+
+
+def _rivals(dataset: Dataset) -> dict[str, Model]:
+    """The closed forms of `jaxcold.Linear`; none where content stays on disk."""
+    if any(isinstance(table, np.memmap) for table in dataset.content.tables.values()):
+        return {}
+    return {
+        'jaxcold.Linear(method="whitened_knn")': closed_form.whitened_knn(dataset),
+        "jaxcold.Linear(l2=1)": closed_form.ridge(dataset, l2=(1.0,))[1.0],
+    }
 
 
 def _default_tau(alpha: float, gradient: str) -> float:

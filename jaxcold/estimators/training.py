@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ class Validation(NamedTuple):
     patience: int  # evaluations without a gain after which training ends
     baselines: Mapping[str, Model]  # without training; the best of them is served where it wins
     every: int = 1  # epochs from one evaluation to the next
+    # How to fit it -> model without training; a warning names the best where it is better than what
+    # is served.
+    rivals: Mapping[str, Model] = types.MappingProxyType({})
 
     def score(self, model: Model, params: Any = (), model_state: Any = ()) -> float:
         """The metric of a model."""
@@ -159,4 +163,18 @@ def train(
                 "served. val_fraction=0 trains without a comparison",
                 stacklevel=3,
             )
+    best = scores[served] if served else (stopping.best_score or 0.0)
+    _name_rivals(title, validation, best)
     return Trained(params, model_state, history, served, record)
+
+
+def _name_rivals(title: str, validation: Validation, score: float) -> None:
+    """Says which method without training is better than a score, if one is."""
+    scores = {name: validation.score(model) for name, model in validation.rivals.items()}
+    name = max(scores, key=scores.__getitem__, default="")
+    if name and scores[name] > score:
+        warnings.warn(
+            f"{title}: on what was held out {name} has {validation.metric} {scores[name]:.4f}, "
+            f"what is served {score:.4f}",
+            stacklevel=4,
+        )
