@@ -273,7 +273,7 @@ def test_bad_values_end_in_one_line(arguments, message, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("experiments/clothing.py:nothing", "choose one of: aldi, clcrec, content_knn, "),
+        ("experiments/clothing.py:nothing", "choose one of: aldi, best, clcrec, "),
         ("experiments/nothing.py", "experiments/nothing.py"),
         (None, "--config is required"),
     ],

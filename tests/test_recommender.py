@@ -288,7 +288,10 @@ def fit_errors():
         "no content": (log(item=[7, 8, 9, 10] * 60), "item 7, 8, 9 and 1 more are without content"),
         "other type": (log(item="1000"), r"item '1000' is without content \(content holds 1000"),
         "not modes": (lambda a: a | {"content": {}}, "dictionary of modes"),
-        "text": (text(lambda x: x.assign(title="x")), "column 'title' holds"),
+        "lists": (
+            text(lambda x: x.assign(title=[["x"]] * len(x))),
+            r"column 'title': row 0 .* is \['x'\], not text",
+        ),
         "infinite": (
             text(lambda x: put(x, np.inf)),
             r"item 1003 is not finite \(inf in col",

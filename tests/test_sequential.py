@@ -479,7 +479,10 @@ def fit_errors():
         "one user": (rows(few), "1 users took two items or more"),
         "array": (content(lambda x: x.to_numpy()), "say whose rows it holds by items="),
         "twice": (content(lambda x: pd.concat([x, x[:1]])), "item 'item-00' is given twice"),
-        "text": (content(lambda x: x.assign(title="x")), "column 'title' holds"),
+        "lists": (
+            content(lambda x: x.assign(title=[["x"]] * len(x))),
+            r"column 'title': row 0 .* is \['x'\], not text",
+        ),
         "nan": (content(lambda x: put(x, np.nan)), r"item 'item-03' is not finite \(nan in col"),
         "dim": (lambda a: a | {"dim": 9}, "set dim to at most 8"),
         "table": (lambda a: a | {"item_table": "learned"}, "item_table is 'random' or"),
