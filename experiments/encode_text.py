@@ -247,11 +247,13 @@ def _fingerprint(model: str) -> str:
 def _command(argv: Sequence[str]) -> int:
     if len(argv) != 2 or not _COLUMN.value or not _OUT.value:
         return main.stop(f"a table of items, --column and --out are required: {EXAMPLE}")
-    try:
+    column, out = _COLUMN.value, pathlib.Path(_OUT.value)
+
+    def job() -> None:
         lines = encode_text(
             pathlib.Path(argv[1]),
-            pathlib.Path(_OUT.value),
-            column=_COLUMN.value,
+            out,
+            column=column,
             item=_ITEM.value,
             model=_MODEL.value,
             prefix=_PREFIX.value,
@@ -261,14 +263,9 @@ def _command(argv: Sequence[str]) -> int:
             cache=pathlib.Path(_CACHE.value),
             overwrite=main.OVERWRITE.value,
         )
-    except DataError as error:
-        return main.stop(error)
-    except OSError as error:
-        return main.stop(main.of_system(error))
-    except KeyboardInterrupt:
-        return main.interrupted()
-    print("\n".join(lines))
-    return 0
+        print("\n".join(lines))
+
+    return main.answer(job, DataError)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def _command(argv: Sequence[str]) -> int:
         options["time"] = _TIME.value or "time"
     if _EPOCHS.value is not None and _METHOD.value != "linear":
         options["epochs"] = _EPOCHS.value
-    try:
+
+    def job() -> None:
         with main.warnings_in_one_line():
             line = fit(
                 clicks,
@@ -135,14 +136,9 @@ def _command(argv: Sequence[str]) -> int:
                 min_rating=_MIN_RATING.value,
                 **options,
             )
-    except (ValueError, FloatingPointError) as error:
-        return main.stop(error)
-    except OSError as error:
-        return main.stop(main.of_system(error))
-    except KeyboardInterrupt:
-        return main.interrupted()
-    print(line)
-    return 0
+        print(line)
+
+    return main.answer(job, ValueError, FloatingPointError)
 
 
 if __name__ == "__main__":

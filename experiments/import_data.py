@@ -222,7 +222,8 @@ def _command(argv: Sequence[str]) -> int:
     if len(argv) != 3 or not _OUT.value:
         return main.stop(f"a table of clicks, one of items, and --out are required: {EXAMPLE}")
     clicks, items, out = (pathlib.Path(value) for value in (*argv[1:], _OUT.value))
-    try:
+
+    def job() -> None:
         lines = import_data(
             clicks,
             items,
@@ -234,16 +235,13 @@ def _command(argv: Sequence[str]) -> int:
             min_rating=_MIN_RATING.value,
             mode=_MODE.value,
         )
-    except DataError as error:
-        return main.stop(error)
-    except OSError as error:
-        return main.stop(main.of_system(error))
-    print("\n".join(lines))
-    print(
-        f"now: python -m experiments.main --config=experiments/CONFIG.py --config.data.name="
-        f"{out.name} --config.data.root={out} --workdir=DIR"
-    )
-    return 0
+        print("\n".join(lines))
+        print(
+            f"now: python -m experiments.main --config=experiments/CONFIG.py --config.data.name="
+            f"{out.name} --config.data.root={out} --workdir=DIR"
+        )
+
+    return main.answer(job, DataError)
 
 
 if __name__ == "__main__":

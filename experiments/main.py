@@ -179,6 +179,24 @@ def command(argv: Sequence[str], job: Job) -> int:
     return 0
 
 
+def answer(job: Callable[[], None], *wrong: type[Exception]) -> int:
+    """Calls a job without a config; returns the exit code.
+
+    Args:
+        job: what the command does.
+        wrong: errors that a user can mend, each of which ends in one line.
+    """
+    try:
+        job()
+    except wrong as error:
+        return stop(error)
+    except OSError as error:
+        return stop(of_system(error))
+    except KeyboardInterrupt:
+        return interrupted()
+    return 0
+
+
 def _header(config: config_dict.ConfigDict) -> str:
     """The header of a config file, for data sets that it is about: not for one of another name."""
     shipped = config.get("about_dataset", "") == config.data.name

@@ -183,10 +183,12 @@ def _command(argv: Sequence[str]) -> int:
         return main.stop(f"argument {argv[1]!r} is not understood; flags begin with --")
     if not _MODEL.value:
         return main.stop(f"--model is required; for example {EXAMPLE}")
-    try:
+    folder = pathlib.Path(_MODEL.value)
+
+    def job() -> None:
         with main.warnings_in_one_line():
             lists = recommend(
-                pathlib.Path(_MODEL.value),
+                folder,
                 users=_USER.value,
                 history=_HISTORY.value,
                 new_items=pathlib.Path(_NEW_ITEMS.value) if _NEW_ITEMS.value else None,
@@ -194,14 +196,9 @@ def _command(argv: Sequence[str]) -> int:
                 k=_K.value,
                 candidates=_CANDIDATES.value,
             )
-    except ValueError as error:
-        return main.stop(error)
-    except OSError as error:
-        return main.stop(main.of_system(error))
-    except KeyboardInterrupt:
-        return main.interrupted()
-    print(to_text(lists, _FORMAT.value))
-    return 0
+        print(to_text(lists, _FORMAT.value))
+
+    return main.answer(job, ValueError)
 
 
 if __name__ == "__main__":

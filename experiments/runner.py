@@ -19,7 +19,6 @@ from experiments.setup import (
     BySlice,
     Setup,
     cutoff_of,
-    headline,
     make_setup,
     title,
     validation_slice,
@@ -277,18 +276,13 @@ def validate(
         The score after the last epoch; with patience, which ends the training as in a run, the
         best one.
     """
-    model, name = setup.model, validation_slice(setup.config)
+    model = setup.model
     pretraining = model.pretraining_epochs
-
-    def score(state: TrainState) -> float:
-        metrics = setup.evaluate(state, {name: setup.slices[name]})
-        return statistics.flatten(metrics)[headline(setup.config)]
-
     stopping = [EarlyStopping(setup.config.train.patience, pretraining)]  # after every epoch
 
     def on_epoch(epoch: int, state: TrainState) -> bool:
         if pretraining < epoch < model.epochs:
-            value = score(state)
+            value = setup.score(state)
             on_score(epoch - pretraining, value)
             stopping.append(stopping[-1].update(epoch, value))
         return stopping[-1].should_stop
@@ -306,7 +300,7 @@ def validate(
         )
     last = stopping[-1]
     if last.patience is None:
-        return score(state)
+        return setup.score(state)
     if not last.should_stop:
-        last = last.update(model.epochs, score(state))
+        last = last.update(model.epochs, setup.score(state))
     return math.nan if last.best_score is None else last.best_score

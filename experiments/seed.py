@@ -18,7 +18,7 @@ from experiments import task as tasks
 from experiments import workdir
 from experiments.config import StoppedError, plain
 from experiments.method import ConfigError
-from experiments.setup import BySlice, Setup, headline, validation_slice
+from experiments.setup import BySlice, Setup, headline
 from jaxcold import parallel
 from jaxcold.data.original_ids import named
 from jaxcold.eval import statistics
@@ -74,14 +74,12 @@ def train(setup: Setup, seed: int) -> tuple[BySlice, float]:
 
 def choose(setup: Setup, state: TrainState) -> TrainState:
     """The state with what the method leaves to validation after training."""
-    model, name = setup.model, setup.task.headline
+    model = setup.model
     if model.choose is None:
         return state
 
     def score(params: Any, model_state: Any) -> float:
-        tried = state._replace(params=params, model_state=model_state)
-        metrics = setup.evaluate(tried, {name: setup.slices[name]})
-        return statistics.flatten(metrics)[headline(setup.config)]
+        return setup.score(state._replace(params=params, model_state=model_state))
 
     return place(
         model, state._replace(model_state=model.choose(state.params, state.model_state, score))
@@ -185,8 +183,7 @@ class _Training:
         # Unless it is watched, the last epoch is validated with the test, at the end.
         is_last = epoch == setup.model.epochs
         if epoch % setup.config.train.eval_every == 0 and (self.is_watched or not is_last):
-            name = validation_slice(setup.config)
-            metrics = setup.evaluate(state, {name: setup.slices[name]})
+            metrics = setup.validate(state)
             self.progress.say(self.record(epoch, metrics))
             score = statistics.flatten(metrics)[headline(setup.config)]
             if self.is_watched:

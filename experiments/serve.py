@@ -8,6 +8,7 @@ curl localhost:8000/recommend --json '{"users": ["ann"], "k": 5}'
 opens it to others, and it has no authentication. Ctrl-C ends it.
 """
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 
@@ -55,15 +56,13 @@ def _command(argv: Sequence[str]) -> int:
         return main.stop(f"argument {argv[1]!r} is not understood; flags begin with --")
     if not _MODEL.value:
         return main.stop(f"--model is required; for example {EXAMPLE}")
-    try:
-        serve(pathlib.Path(_MODEL.value), _ADDRESS.value, _PORT.value)
-    except ValueError as error:
-        return main.stop(error)
-    except OSError as error:
-        return main.stop(main.of_system(error))
-    except KeyboardInterrupt:
-        return 0
-    return 0
+    folder = pathlib.Path(_MODEL.value)
+
+    def job() -> None:
+        with contextlib.suppress(KeyboardInterrupt):  # ends it
+            serve(folder, _ADDRESS.value, _PORT.value)
+
+    return main.answer(job, ValueError)
 
 
 if __name__ == "__main__":

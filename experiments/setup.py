@@ -13,6 +13,7 @@ from experiments import task as tasks
 from experiments.method import Method
 from experiments.task import Task
 from jaxcold import parallel
+from jaxcold.eval import statistics
 from jaxcold.eval.evaluation import evaluate_model
 from jaxcold.eval.metrics import Metrics
 from jaxcold.reporting.progress import Progress
@@ -46,6 +47,15 @@ class Setup(NamedTuple):
         return evaluate_model(
             self.model, state.params, state.model_state, slices, chosen.cutoffs, chosen.ties
         )
+
+    def validate(self, state: TrainState) -> BySlice:
+        """Metrics of a training's state on the slice that chooses."""
+        name = validation_slice(self.config)
+        return self.evaluate(state, {name: self.slices[name]})
+
+    def score(self, state: TrainState) -> float:
+        """The metric that chooses, of a training's state."""
+        return statistics.flatten(self.validate(state))[headline(self.config)]
 
     def progress(self, label: str, done: int = 0) -> Progress:
         """A progress bar of a training of which `done` steps are behind."""

@@ -96,11 +96,17 @@ def history_means(
 
     With weights f32[n], one per entry of the histories, it is the weighted mean.
     """
+    # The sum has the mean's direction.
+    return unit_rows(history_sums(histories, item, weights))
+
+
+def history_sums(histories: Csr, item: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """f32[U, D]: sum of the item vectors f32[I, D] of each user, by weights f32[n] if given."""
     values = np.ones(len(histories.indices), np.float32) if weights is None else weights
     matrix = scipy.sparse.csr_array(
         (values, histories.indices, histories.indptr), (histories.rows, len(item))
     )
-    return unit_rows(matrix @ item)  # the sum has the mean's direction
+    return matrix @ item
 
 
 def distinct_rows(tables: Mapping[str, np.ndarray]) -> int:

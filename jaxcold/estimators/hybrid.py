@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxcold.data.pairs.dataset import ContentFeatures, Dataset
 from jaxcold.estimators import arguments, schema
+from jaxcold.estimators.logs import PairLog
 from jaxcold.estimators.semco import SEMCo
 from jaxcold.models import closed_form, encoders, hybrid, kernel_ease, semco
 from jaxcold.models.closed_form import Projection
@@ -86,10 +87,11 @@ class Hybrid(SEMCo):
         del args, options
         raise ValueError("a hybrid cannot be trained on; use add_clicks, or fit a new one")
 
-    def _completed(self, dataset: Dataset) -> Self:
+    def _completed(self, log: PairLog, given: ContentFeatures) -> Self:
+        dataset = log.split(given, 0.0, seed=0)  # nothing is held out, so that no seed counts
         trained, _, blend = self.encoder
-        given = arguments.build_options((hybrid.solve,), self.options)
-        closed, rows = hybrid.solve(dataset, **given)
+        options = arguments.build_options((hybrid.solve,), self.options)
+        closed, rows = hybrid.solve(dataset, **options)
         out = len(blend.encoder)
         item = np.concatenate([self.item[:, :out], rows], axis=1)
         blend = Blend.of(item[dataset.split.warm_items], out, blend.weight)

@@ -231,11 +231,11 @@ class SEMCo(Recommender):
         )
         if trained.served is not None:
             return fitted.serve(trained.served, given)
-        return fitted if validation is None else fitted._completed(log.split(given, 0.0, seed))
+        return fitted if validation is None else fitted._completed(log, given)
 
-    def _completed(self, dataset: Dataset) -> Self:
+    def _completed(self, log: PairLog, given: ContentFeatures) -> Self:
         """With what takes no training made from the clicks of the held-out items as well."""
-        del dataset
+        del log, given
         return self
 
     @classmethod

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from jaxcold.data.content import history_means
+from jaxcold.data.content import history_means, history_sums
 from jaxcold.data.pairs.dataset import ContentFeatures, Dataset
 from jaxcold.models import closed_form, kernel_ease, kernel_ridge, semco
 from jaxcold.models.closed_form import Catalogue
@@ -58,11 +58,7 @@ class Blend(NamedTuple):
         """
         out, width = len(self.encoder), len(self.closed)
         mean = history_means(histories, items[:, :out], weights)
-        values = np.ones(len(histories.indices), np.float32) if weights is None else weights
-        matrix = scipy.sparse.csr_array(
-            (values, histories.indices, histories.indptr), (histories.rows, len(items))
-        )
-        total = matrix @ items[:, out + width :]
+        total = history_sums(histories, items[:, out + width :], weights)
         return np.concatenate(
             [
                 _standardised(mean, self.encoder) * np.float32(1 - self.weight),
@@ -149,6 +145,7 @@ def build(dataset: Dataset, *, out: int = 256, **options: Any) -> Model:
     )
     encoder, closed = solve(dataset, **{name: options[name] for name in own})
     warm = dataset.split.warm_items
+    spread = _covariance(closed[warm, : closed.shape[1] // 2])
 
     def encode_items(
         params: Any, model_state: Any, content: ContentFeatures | None = None
@@ -161,7 +158,8 @@ def build(dataset: Dataset, *, out: int = 256, **options: Any) -> Model:
     ) -> np.ndarray:
         del params
         weight = float(np.asarray(model_state["weight"]))
-        return Blend.of(item_vectors[warm], out, weight).users(item_vectors, histories)
+        blend = Blend(_covariance(item_vectors[warm, :out]), spread, weight)
+        return blend.users(item_vectors, histories)
 
     def init(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
         return trained.init(seed)[0], {"weight": jnp.float32(WEIGHTS[len(WEIGHTS) // 2])}
